@@ -7,6 +7,7 @@
 pub mod codec;
 pub mod id;
 pub mod overlay;
+pub mod peer_map;
 pub mod reason;
 pub mod spiffe;
 pub mod time;
