@@ -1,1 +1,28 @@
-//! placeholder
+//! The tunnel engine: what turns a local program's packet into a peer's datagram and back, and refuses the
+//! rest by name. Two pure halves share immutable state; neither has a runtime, a socket, a file or a clock.
+//!
+//! ```text
+//! Out:  TUN -> packet -> attribution -> tables (route) -> admission (may call?) -> flows -> session (seal) -> UDP
+//! In:   UDP -> session (open) -> attribution (identify) -> fragments -> flows -> admission (admit) -> TUN
+//! ```
+//!
+//! * The fast half is `Worker`, one per core. The shell lends it packets; it judges each one against the
+//!   current `Tables` and writes what must leave into an `Outbox`.
+//! * The slow half has one owner: handshakes, key exchange, timers and the application of policy. It builds
+//!   `Tables` and publishes them through `Shared`.
+//!
+//! A packet on the fast path that hits the flow cache costs no allocation and no lock.
+
+use std::time::Duration;
+
+use warren_proto::UnixTime;
+
+/// The time, as told by the shell. Both clocks are read together, once per batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Now {
+    /// Since an arbitrary start, never going back and counting through suspend (`CLOCK_BOOTTIME`). Ages of
+    /// sessions, flows and fragments are measured on it.
+    pub monotonic: Duration,
+    /// Wall clock above the node's persisted floor. Only certificates are compared with it.
+    pub unix: UnixTime,
+}
