@@ -6,8 +6,10 @@
 
 pub mod codec;
 pub mod id;
+pub mod join_token;
 pub mod overlay;
 pub mod peer_map;
+pub mod possession;
 pub mod reason;
 pub mod spiffe;
 pub mod time;
