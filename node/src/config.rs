@@ -1,0 +1,481 @@
+//! The node's configuration: one YAML file, each key documented in `config/reference.yaml`, each key
+//! overridable by an environment variable. Unknown keys are refused with file, line and the nearest word,
+//! because a misspelt key would otherwise silently mean its default.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use warren_proto::WorkloadName;
+
+/// Where the file is when `--config` and `WARREN_CONFIG` name none.
+pub const DEFAULT_FILE: &str = "/etc/warren/warren.yaml";
+
+/// Every key with its meaning and its default.
+pub const REFERENCE: &str = include_str!("config/reference.yaml");
+
+/// Largest configuration file read (64 KiB): ours has a dozen keys.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// The node's configuration. Keys and defaults: [`REFERENCE`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Keys, certificates, last signed snapshot.
+    pub state_dir: PathBuf,
+    /// The local API's Unix socket.
+    pub socket: PathBuf,
+    /// The identity of this network namespace; `None` takes the only one granted.
+    pub workload: Option<WorkloadName>,
+    /// The data plane.
+    pub tunnel: Tunnel,
+    /// Coordinator addresses, `host:port`; empty takes those of the join token.
+    pub control_addresses: Vec<String>,
+    /// Logging.
+    pub log: Log,
+}
+
+/// Keys under `tunnel`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Name of the TUN device.
+    pub device: String,
+    /// UDP port; 0 lets the kernel choose.
+    pub port: u16,
+    /// Bytes of an inner packet.
+    pub mtu: u16,
+    /// Worker threads; 0 is one per core.
+    pub workers: u16,
+    /// Addresses to report to peers; empty for every address of the host.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Keys under `log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// A filter as tracing-subscriber's `EnvFilter` reads it.
+    pub level: String,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For a person or the journal.
+    Human,
+    /// One JSON object per line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: "/var/lib/warren".into(),
+            socket: "/run/warren/warren.sock".into(),
+            workload: None,
+            tunnel: Tunnel { device: "warren0".into(), port: 51820, mtu: 1420, workers: 0, addresses: Vec::new() },
+            control_addresses: Vec::new(),
+            log: Log { level: "info".into(), format: LogFormat::Human },
+        }
+    }
+}
+
+/// The file as written: what is absent keeps its default.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Document {
+    state_dir: Option<String>,
+    socket: Option<String>,
+    workload: Option<String>,
+    tunnel: TunnelDocument,
+    control: ControlDocument,
+    log: LogDocument,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TunnelDocument {
+    device: Option<String>,
+    port: Option<u64>,
+    mtu: Option<u64>,
+    workers: Option<u64>,
+    addresses: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ControlDocument {
+    addresses: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LogDocument {
+    level: Option<String>,
+    format: Option<String>,
+}
+
+/// A key: how it is written in the file, in the environment, and where its value goes.
+struct Key {
+    name: &'static str,
+    variable: &'static str,
+    show: fn(&Config) -> String,
+    set: fn(&mut Config, &str) -> Result<(), String>,
+}
+
+const KEYS: [Key; 11] = [
+    Key {
+        name: "state_dir",
+        variable: "WARREN_STATE_DIR",
+        show: |c| c.state_dir.display().to_string(),
+        set: |c, text| absolute(text).map(|path| c.state_dir = path),
+    },
+    Key {
+        name: "socket",
+        variable: "WARREN_SOCKET",
+        show: |c| c.socket.display().to_string(),
+        set: |c, text| absolute(text).map(|path| c.socket = path),
+    },
+    Key {
+        name: "workload",
+        variable: "WARREN_WORKLOAD",
+        show: |c| c.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
+        set: |c, text| {
+            c.workload = if text.is_empty() {
+                None
+            } else {
+                Some(text.parse().map_err(|error: warren_proto::spiffe::InvalidName| error.to_string())?)
+            };
+            Ok(())
+        },
+    },
+    Key {
+        name: "tunnel.device",
+        variable: "WARREN_TUNNEL_DEVICE",
+        show: |c| c.tunnel.device.clone(),
+        set: |c, text| device(text).map(|name| c.tunnel.device = name),
+    },
+    Key {
+        name: "tunnel.port",
+        variable: "WARREN_TUNNEL_PORT",
+        show: |c| c.tunnel.port.to_string(),
+        set: |c, text| number(text, 0, u16::MAX).map(|port| c.tunnel.port = port),
+    },
+    Key {
+        name: "tunnel.mtu",
+        variable: "WARREN_TUNNEL_MTU",
+        show: |c| c.tunnel.mtu.to_string(),
+        set: |c, text| number(text, 1280, 9000).map(|mtu| c.tunnel.mtu = mtu),
+    },
+    Key {
+        name: "tunnel.workers",
+        variable: "WARREN_TUNNEL_WORKERS",
+        show: |c| c.tunnel.workers.to_string(),
+        set: |c, text| number(text, 0, 256).map(|workers| c.tunnel.workers = workers),
+    },
+    Key {
+        name: "tunnel.addresses",
+        variable: "WARREN_TUNNEL_ADDRESSES",
+        show: |c| joined(&c.tunnel.addresses),
+        set: |c, text| {
+            list(text)
+                .map(|item| item.parse().map_err(|_| format!("{item:?} is not an IP address without port")))
+                .collect::<Result<_, _>>()
+                .map(|addresses| c.tunnel.addresses = addresses)
+        },
+    },
+    Key {
+        name: "control.addresses",
+        variable: "WARREN_CONTROL_ADDRESSES",
+        show: |c| joined(&c.control_addresses),
+        set: |c, text| {
+            list(text)
+                .map(|item| host_and_port(item).map(|()| item.to_owned()))
+                .collect::<Result<_, _>>()
+                .map(|addresses| c.control_addresses = addresses)
+        },
+    },
+    Key {
+        name: "log.level",
+        variable: "WARREN_LOG_LEVEL",
+        show: |c| c.log.level.clone(),
+        set: |c, text| {
+            tracing_subscriber::filter::EnvFilter::try_new(text)
+                .map(|_| c.log.level = text.to_owned())
+                .map_err(|_| "not a log level: error, warn, info, debug or trace".to_owned())
+        },
+    },
+    Key {
+        name: "log.format",
+        variable: "WARREN_LOG_FORMAT",
+        show: |c| match c.log.format {
+            LogFormat::Human => "human".to_owned(),
+            LogFormat::Json => "json".to_owned(),
+        },
+        set: |c, text| {
+            c.log.format = match text {
+                "human" => LogFormat::Human,
+                "json" => LogFormat::Json,
+                _ => return Err("not one of human, json".to_owned()),
+            };
+            Ok(())
+        },
+    },
+];
+
+impl Document {
+    /// What the file says for `key`, as text; lists joined by commas.
+    fn value(&self, key: &str) -> Option<String> {
+        let numeric = |value: Option<u64>| value.map(|number| number.to_string());
+        let several = |value: &Option<Vec<String>>| value.as_ref().map(|items| items.join(","));
+        match key {
+            "state_dir" => self.state_dir.clone(),
+            "socket" => self.socket.clone(),
+            "workload" => self.workload.clone(),
+            "tunnel.device" => self.tunnel.device.clone(),
+            "tunnel.port" => numeric(self.tunnel.port),
+            "tunnel.mtu" => numeric(self.tunnel.mtu),
+            "tunnel.workers" => numeric(self.tunnel.workers),
+            "tunnel.addresses" => several(&self.tunnel.addresses),
+            "control.addresses" => several(&self.control.addresses),
+            "log.level" => self.log.level.clone(),
+            "log.format" => self.log.format.clone(),
+            _ => None,
+        }
+    }
+}
+
+/// A configuration and where each value came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What holds.
+    pub config: Config,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    origins: Vec<Origin>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Default,
+    File,
+    Environment,
+}
+
+/// One key as `config show` lists it.
+#[derive(Debug, Serialize)]
+pub struct Setting {
+    /// As in the file, with dots.
+    pub key: &'static str,
+    /// What holds.
+    pub value: String,
+    /// `default`, `file`, or the variable's name.
+    pub origin: &'static str,
+}
+
+impl Loaded {
+    /// Every key, in the reference's order.
+    #[must_use]
+    pub fn settings(&self) -> Vec<Setting> {
+        KEYS.iter()
+            .zip(&self.origins)
+            .map(|(key, origin)| Setting {
+                key: key.name,
+                value: (key.show)(&self.config),
+                origin: match origin {
+                    Origin::Default => "default",
+                    Origin::File => "file",
+                    Origin::Environment => key.variable,
+                },
+            })
+            .collect()
+    }
+}
+
+/// What is wrong with a configuration, and where.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    place: String,
+    what: String,
+    hint: Option<String>,
+}
+
+impl ConfigError {
+    /// The next step, where there is a better one than reading the reference.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Reads the file, then the environment. A missing file is an error only when it was named.
+pub fn load(file: Option<&Path>, environment: impl Fn(&str) -> Option<OsString>) -> Result<Loaded, ConfigError> {
+    let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+    let text = match read(path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => None,
+        Err(error) => {
+            return Err(ConfigError {
+                place: path.display().to_string(),
+                what: format!("cannot be read: {error}"),
+                hint: (error.kind() == std::io::ErrorKind::NotFound)
+                    .then(|| format!("warren config reference > {}", path.display())),
+            });
+        }
+    };
+    let mut loaded = parse(text.as_deref().unwrap_or_default(), &path.display().to_string(), environment)?;
+    loaded.file = text.map(|_| path.to_owned());
+    Ok(loaded)
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    if file.take(MAX_FILE + 1).read_to_string(&mut text)? as u64 > MAX_FILE {
+        return Err(std::io::Error::other(format!("it is larger than {MAX_FILE} bytes")));
+    }
+    Ok(text)
+}
+
+fn parse(text: &str, place: &str, environment: impl Fn(&str) -> Option<OsString>) -> Result<Loaded, ConfigError> {
+    // A file of comments only is a file that changes nothing.
+    let empty = text.lines().all(|line| matches!(line.trim_start().chars().next(), None | Some('#')));
+    let document = if empty {
+        Document::default()
+    } else {
+        serde_saphyr::from_str(text).map_err(|error| unreadable(&error, place))?
+    };
+    let mut config = Config::default();
+    let mut origins = Vec::with_capacity(KEYS.len());
+    for key in &KEYS {
+        let mut origin = Origin::Default;
+        if let Some(value) = document.value(key.name) {
+            (key.set)(&mut config, &value).map_err(|what| wrong(line_of(text, place, key.name), key, &value, what))?;
+            origin = Origin::File;
+        }
+        if let Some(value) = environment(key.variable) {
+            let value = value
+                .into_string()
+                .map_err(|_| wrong(key.variable.to_owned(), key, "", "the variable's value is not UTF-8".to_owned()))?;
+            (key.set)(&mut config, &value).map_err(|what| wrong(key.variable.to_owned(), key, &value, what))?;
+            origin = Origin::Environment;
+        }
+        origins.push(origin);
+    }
+    Ok(Loaded { config, file: None, origins })
+}
+
+fn wrong(place: String, key: &Key, value: &str, what: String) -> ConfigError {
+    ConfigError { place, what: format!("{}: {value:?}: {what}", key.name), hint: None }
+}
+
+/// `file:line` of a key that parsed; the file alone when the line cannot be told.
+fn line_of(text: &str, place: &str, key: &str) -> String {
+    let (section, leaf) = key.split_once('.').map_or((None, key), |(section, leaf)| (Some(section), leaf));
+    let mut inside = section.is_none();
+    for (number, line) in text.lines().enumerate() {
+        let indented = line.starts_with(' ');
+        if !indented && let Some(section) = section {
+            inside = line.trim_end().strip_suffix(':') == Some(section) || line.starts_with(&format!("{section}:"));
+        }
+        let word = line.trim_start();
+        if inside
+            && indented == section.is_some()
+            && word.strip_prefix(leaf).is_some_and(|rest| rest.trim_start().starts_with(':'))
+        {
+            return format!("{place}:{}", number + 1);
+        }
+    }
+    place.to_owned()
+}
+
+fn unreadable(error: &serde_saphyr::Error, place: &str) -> ConfigError {
+    let error = error.without_snippet();
+    let place = match error.location().filter(|location| location.line() > 0) {
+        Some(location) => format!("{place}:{}:{}", location.line(), location.column()),
+        None => place.to_owned(),
+    };
+    if let serde_saphyr::Error::SerdeUnknownField { field, expected, .. } = error {
+        let nearest = nearest(field, expected.iter().copied());
+        let known = expected.join(", ");
+        return ConfigError {
+            place,
+            what: format!("unknown key {field:?}; known here: {known}"),
+            hint: nearest.map(|word| format!("did you mean {word:?}?")),
+        };
+    }
+    let text = error.to_string();
+    ConfigError { place, what: text.lines().next().unwrap_or_default().to_owned(), hint: None }
+}
+
+/// The known word that `word` was probably meant to be.
+#[must_use]
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn joined<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn number(text: &str, least: u16, most: u16) -> Result<u16, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| format!("not a number from {least} to {most}"))
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("not an absolute path".to_owned()) }
+}
+
+/// A name the kernel takes for a network device (IFNAMSIZ less the NUL, `dev_valid_name`), without what a
+/// shell or a log would trip over.
+fn device(text: &str) -> Result<String, String> {
+    let spelt = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+    if (1..=15).contains(&text.len()) && spelt && !matches!(text, "." | "..") {
+        Ok(text.to_owned())
+    } else {
+        Err("not a device name: 1 to 15 letters, digits, '-', '_' and '.'".to_owned())
+    }
+}
+
+/// Checks `host:port` without resolving it.
+pub fn host_and_port(text: &str) -> Result<(), String> {
+    let valid = text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host_ok = match bracketed {
+            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => {
+                (1..=253).contains(&host.len())
+                    && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+            }
+        };
+        host_ok && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if valid { Ok(()) } else { Err(format!("{text:?} is not host:port, [IPv6]:port or IPv4:port")) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,8 @@
+//! The node: the IO shell around the pure tunnel engine, and the command line.
+//!
+//! Knowledge flows one way: the control client verifies what the coordinator signed, the daemon hands it to
+//! the engine, and what comes back is an acknowledgement or a fact. Everything that touches a socket, a
+//! file, a clock or the operating system lives in this crate and nowhere below it.
+
+pub mod cli;
+pub mod config;
