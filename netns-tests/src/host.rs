@@ -1,0 +1,191 @@
+//! One host: a namespace with a loopback device, an underlay address of each family, and whatever is
+//! started in it.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+
+use crate::namespace::Namespace;
+
+/// The name of a host's underlay device.
+pub const UNDERLAY: &str = "eth0";
+
+/// How long a probe waits for an answer that ought to come.
+pub const ANSWER: Duration = Duration::from_secs(15);
+
+/// How long a probe waits before it calls silence silence. Long enough for a handshake and its retries.
+pub const SILENCE: Duration = Duration::from_secs(3);
+
+/// A host of the lab.
+#[derive(Debug)]
+pub struct Host {
+    /// What the topology calls it.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its underlay addresses (documentation prefixes, RFC 5737 and RFC 3849).
+    pub v4: Ipv4Addr,
+    /// As above.
+    pub v6: Ipv6Addr,
+    /// Its own directory, for state, logs and sockets.
+    pub directory: PathBuf,
+}
+
+/// What became of an attempt to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was answered.
+    Connected,
+    /// A RST, or an ICMP error that ends the attempt at once.
+    Refused,
+    /// ICMP administratively prohibited, or no route.
+    Unreachable,
+    /// Nothing came back.
+    Silence,
+}
+
+/// A netlink handle for the calling thread's namespace.
+pub async fn netlink() -> Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("open a netlink socket")?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// The index of the device called `name` in the calling thread's namespace.
+pub async fn device(handle: &Handle, name: &str) -> Result<u32> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    let link = links.try_next().await.with_context(|| format!("look up device {name}"))?;
+    Ok(link.with_context(|| format!("no device {name}"))?.header.index)
+}
+
+impl Host {
+    /// Brings up loopback and the underlay device that the lab has moved in.
+    pub(crate) fn configure(&self) -> Result<()> {
+        let (v4, v6) = (self.v4, self.v6);
+        self.namespace.run_async(|| async move {
+            let handle = netlink().await?;
+            let loopback = device(&handle, "lo").await?;
+            handle.link().change(LinkUnspec::new_with_index(loopback).up().build()).execute().await?;
+            let underlay = device(&handle, UNDERLAY).await?;
+            handle.link().change(LinkUnspec::new_with_index(underlay).up().build()).execute().await?;
+            handle.address().add(underlay, IpAddr::V4(v4), 24).execute().await?;
+            let mut address = handle.address().add(underlay, IpAddr::V6(v6), 64);
+            // Without duplicate address detection the address is usable at once.
+            address.message_mut().header.flags = netlink_packet_route::address::AddressHeaderFlags::Nodad;
+            address.execute().await?;
+            // Whatever has no better route leaves by the wire: what a leak would look like.
+            handle
+                .route()
+                .add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(198, 51, 100, 254)).build())
+                .execute()
+                .await?;
+            let v6_gateway = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe);
+            let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(v6_gateway).build();
+            handle.route().add(route).execute().await?;
+            Ok(())
+        })
+    }
+
+    /// Its IPv4 underlay address with a port.
+    #[must_use]
+    pub fn at(&self, port: u16) -> SocketAddr {
+        (self.v4, port).into()
+    }
+
+    /// A TCP service that answers each connection with `answer` and then closes, until the process ends.
+    pub fn serve_tcp(&self, address: SocketAddr, answer: &'static [u8]) -> Result<()> {
+        let listener = self.namespace.run(|| TcpListener::bind(address).with_context(|| format!("bind {address}")))?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || serve_one(stream, answer));
+            }
+        });
+        Ok(())
+    }
+
+    /// A UDP service that sends back what it gets, until the process ends.
+    pub fn serve_udp(&self, address: SocketAddr) -> Result<()> {
+        let socket = self.namespace.run(|| UdpSocket::bind(address).with_context(|| format!("bind {address}")))?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..length], from);
+            }
+        });
+        Ok(())
+    }
+
+    /// Sends `request` to a TCP address and reads to the end.
+    pub fn tcp(&self, to: SocketAddr, request: &[u8], wait: Duration) -> Result<(Outcome, Vec<u8>)> {
+        self.namespace.run(|| {
+            let mut stream = match TcpStream::connect_timeout(&to, wait) {
+                Ok(stream) => stream,
+                Err(error) => return Ok((outcome(&error), Vec::new())),
+            };
+            stream.set_read_timeout(Some(wait))?;
+            let mut answer = Vec::new();
+            let talked = stream.write_all(request).and_then(|()| stream.read_to_end(&mut answer));
+            match talked {
+                Ok(_) => Ok((Outcome::Connected, answer)),
+                Err(error) => Ok((outcome(&error), answer)),
+            }
+        })
+    }
+
+    /// A connected TCP stream, for tests that keep a flow alive.
+    pub fn connect(&self, to: SocketAddr, wait: Duration) -> Result<TcpStream> {
+        self.namespace.run(|| {
+            let stream = TcpStream::connect_timeout(&to, wait).with_context(|| format!("connect to {to}"))?;
+            stream.set_read_timeout(Some(wait))?;
+            Ok(stream)
+        })
+    }
+
+    /// Sends one datagram from a fresh socket and waits for one back.
+    pub fn udp(&self, to: SocketAddr, payload: &[u8], wait: Duration) -> Result<(Outcome, Vec<u8>)> {
+        self.namespace.run(|| {
+            let any: SocketAddr =
+                if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+            let socket = UdpSocket::bind(any)?;
+            socket.set_read_timeout(Some(wait))?;
+            if let Err(error) = socket.connect(to) {
+                return Ok((outcome(&error), Vec::new()));
+            }
+            if let Err(error) = socket.send(payload) {
+                return Ok((outcome(&error), Vec::new()));
+            }
+            let mut buffer = vec![0; 2048];
+            match socket.recv(&mut buffer) {
+                Ok(length) => {
+                    buffer.truncate(length);
+                    Ok((Outcome::Connected, buffer))
+                }
+                Err(error) => Ok((outcome(&error), Vec::new())),
+            }
+        })
+    }
+}
+
+fn serve_one(mut stream: TcpStream, answer: &[u8]) {
+    let _ = stream.set_read_timeout(Some(ANSWER));
+    let mut request = [0; 2048];
+    if matches!(stream.read(&mut request), Ok(length) if length > 0) {
+        let _ = stream.write_all(answer);
+    }
+}
+
+fn outcome(error: &std::io::Error) -> Outcome {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Outcome::Refused,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::PermissionDenied => {
+            Outcome::Unreachable
+        }
+        _ => Outcome::Silence,
+    }
+}
