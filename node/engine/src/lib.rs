@@ -26,3 +26,10 @@ pub struct Now {
     /// Wall clock above the node's persisted floor. Only certificates are compared with it.
     pub unix: UnixTime,
 }
+
+pub mod admission;
+pub mod allowed_ips;
+pub mod output;
+pub mod replay;
+pub mod session;
+pub mod tables;

@@ -1,0 +1,255 @@
+//! What a worker hands back: one preallocated [`Outbox`] per worker, filled by its `handle_*` calls and emptied
+//! by the shell at the end of a batch.
+//!
+//! Packets live in arenas of fixed size and are referred to by range, so that nothing is allocated per packet.
+//! Consecutive datagrams of equal length to one endpoint lie next to each other and form one [`Transmit`], whose
+//! last one may be shorter: the shape that UDP segmentation offload takes.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::admission::{Admitted, Pass};
+use crate::session::DataSession;
+use crate::tables::{Generation, LocalIndex, PeerIndex};
+
+/// The largest packet or datagram that one call can add to an arena.
+pub const MAX_PACKET: usize = 65_536;
+
+/// How much an [`Outbox`] holds before [`Outbox::has_room`] says no.
+#[derive(Debug, Clone, Copy)]
+pub struct OutboxLimits {
+    /// Bytes of datagrams to transmit, of packets to deliver, and of packets for others; each.
+    pub bytes: usize,
+    /// Number of entries of each kind.
+    pub entries: usize,
+}
+
+impl Default for OutboxLimits {
+    /// 64 packets of 1500 bytes come in at a time; refusals and the like share the entries.
+    fn default() -> Self {
+        Self { bytes: 256 * 1024, entries: 256 }
+    }
+}
+
+/// Datagrams to send to one endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Transmit<'a> {
+    /// Where they go.
+    pub endpoint: SocketAddr,
+    /// Their bytes, end to end.
+    pub bytes: &'a [u8],
+    /// The length of each but the last, which may be shorter.
+    pub segment: usize,
+}
+
+impl<'a> Transmit<'a> {
+    /// One by one.
+    pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.bytes.chunks(self.segment.max(1))
+    }
+}
+
+/// What the slow half has to deal with.
+#[derive(Debug, Clone, Copy)]
+pub enum ForEngine<'a> {
+    /// A handshake message, or a transport message of a handshake tunnel.
+    Datagram {
+        /// Its UDP source.
+        source: SocketAddr,
+        /// Unchecked but for its length and message type.
+        datagram: &'a [u8],
+    },
+    /// A judged packet of a local program to a peer without a usable session. Its flow is recorded; it wants
+    /// sealing and nothing else.
+    Unsent {
+        /// The local instance it comes from.
+        local: LocalIndex,
+        /// The peer it goes to.
+        peer: PeerIndex,
+        /// The inner packet.
+        packet: &'a [u8],
+    },
+}
+
+/// A datagram whose session belongs to another worker; give it to that one's `handle_datagram`.
+#[derive(Debug, Clone, Copy)]
+pub struct Handover<'a> {
+    /// The owner.
+    pub worker: u16,
+    /// Its UDP source.
+    pub source: SocketAddr,
+    /// As received: nothing of it is judged yet.
+    pub datagram: &'a [u8],
+}
+
+/// What the slow half should know. Each is said once, not per packet.
+#[derive(Debug, Clone)]
+pub enum WorkerEvent {
+    /// The worker judges by this generation from now on.
+    Loaded(Generation),
+    /// The peer's first message on this session authenticated.
+    Confirmed(Arc<DataSession>),
+    /// The session carries traffic and has come of age.
+    RekeyDue(Arc<DataSession>),
+    /// A message of this session authenticated and came from another endpoint than its link's.
+    Moved(Arc<DataSession>, SocketAddr),
+}
+
+/// Everything one batch brought about.
+#[derive(Debug)]
+pub struct Outbox {
+    limits: OutboxLimits,
+    wire: Arena,
+    transmits: Vec<Train>,
+    inner: Arena,
+    deliveries: Vec<Pass>,
+    others: Arena,
+    for_engine: Vec<EngineEntry>,
+    handovers: Vec<HandoverEntry>,
+    events: Vec<WorkerEvent>,
+}
+
+#[derive(Debug)]
+struct Train {
+    endpoint: SocketAddr,
+    range: Range<usize>,
+    segment: usize,
+    /// A shorter datagram ended it.
+    closed: bool,
+}
+
+#[derive(Debug)]
+enum EngineEntry {
+    Datagram { source: SocketAddr, range: Range<usize> },
+    Unsent { local: LocalIndex, peer: PeerIndex, range: Range<usize> },
+}
+
+#[derive(Debug)]
+struct HandoverEntry {
+    worker: u16,
+    source: SocketAddr,
+    range: Range<usize>,
+}
+
+/// Bytes handed out from front to back and taken back all at once.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    bytes: Box<[u8]>,
+    used: usize,
+}
+
+impl Arena {
+    fn new(bytes: usize) -> Self {
+        Self { bytes: vec![0; bytes].into_boxed_slice(), used: 0 }
+    }
+
+    /// All that is left, for the next packet to be written to the front of.
+    pub(crate) fn spare(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.used..]
+    }
+
+    /// Keeps the first `length` bytes of [`Self::spare`].
+    fn keep(&mut self, length: usize) -> Range<usize> {
+        let start = self.used;
+        self.used = (start + length).min(self.bytes.len());
+        start..self.used
+    }
+
+    fn push(&mut self, packet: &[u8]) -> Option<Range<usize>> {
+        self.spare().get_mut(..packet.len())?.copy_from_slice(packet);
+        Some(self.keep(packet.len()))
+    }
+
+    fn slice(&self, range: Range<usize>) -> &[u8] {
+        self.bytes.get(range).unwrap_or_default()
+    }
+}
+
+impl Outbox {
+    /// Allocates all it will ever use.
+    #[must_use]
+    pub fn new(limits: OutboxLimits) -> Self {
+        let arena = || Arena::new(limits.bytes.max(MAX_PACKET) + MAX_PACKET);
+        // One call adds at most a few entries of a kind.
+        let entries = limits.entries + 8;
+        Self {
+            limits,
+            wire: arena(),
+            transmits: Vec::with_capacity(entries),
+            inner: arena(),
+            deliveries: Vec::with_capacity(entries),
+            others: arena(),
+            for_engine: Vec::with_capacity(entries),
+            handovers: Vec::with_capacity(entries),
+            events: Vec::with_capacity(entries),
+        }
+    }
+
+    /// Whether one more packet of any size can be handled. Ask before each; when it says no, send what is here
+    /// and [`Self::clear`].
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let bytes = self.wire.used.max(self.inner.used).max(self.others.used);
+        let entries = self
+            .transmits
+            .len()
+            .max(self.deliveries.len())
+            .max(self.for_engine.len())
+            .max(self.handovers.len())
+            .max(self.events.len());
+        bytes < self.limits.bytes && entries < self.limits.entries
+    }
+
+    /// Forgets everything and keeps the memory.
+    pub fn clear(&mut self) {
+        self.wire.used = 0;
+        self.inner.used = 0;
+        self.others.used = 0;
+        self.transmits.clear();
+        self.deliveries.clear();
+        self.for_engine.clear();
+        self.handovers.clear();
+        self.events.clear();
+    }
+
+    /// What goes out of the UDP socket, in order.
+    pub fn transmits(&self) -> impl Iterator<Item = Transmit<'_>> {
+        self.transmits.iter().map(|train| Transmit {
+            endpoint: train.endpoint,
+            bytes: self.wire.slice(train.range.clone()),
+            segment: train.segment,
+        })
+    }
+
+    /// What goes into the TUN device, in order.
+    pub fn deliveries(&self) -> impl Iterator<Item = Admitted<'_>> {
+        self.deliveries.iter().map(|pass| pass.show(self.inner.slice(pass.range())))
+    }
+
+    /// What goes to the slow half, in order.
+    pub fn for_engine(&self) -> impl Iterator<Item = ForEngine<'_>> {
+        self.for_engine.iter().map(|entry| match entry {
+            EngineEntry::Datagram { source, range } => {
+                ForEngine::Datagram { source: *source, datagram: self.others.slice(range.clone()) }
+            }
+            EngineEntry::Unsent { local, peer, range } => {
+                ForEngine::Unsent { local: *local, peer: *peer, packet: self.others.slice(range.clone()) }
+            }
+        })
+    }
+
+    /// What goes to other workers, in order.
+    pub fn handovers(&self) -> impl Iterator<Item = Handover<'_>> {
+        self.handovers.iter().map(|entry| Handover {
+            worker: entry.worker,
+            source: entry.source,
+            datagram: self.others.slice(entry.range.clone()),
+        })
+    }
+
+    /// What the slow half should know, in order.
+    pub fn events(&self) -> &[WorkerEvent] {
+        &self.events
+    }
+}

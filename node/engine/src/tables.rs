@@ -1,0 +1,379 @@
+//! What the slow half tells the fast half: immutable tables, published whole.
+//!
+//! The slow half has one [`Tables`] of its own, changes it and publishes a clone. Cloning is cheap: every part
+//! is shared, and the parts that change often ([`Sessions`], the peers) are cut into buckets of which only the
+//! changed one is copied. Two things of a peer move more often still and need no publication: the session it is
+//! sent to through and its UDP endpoint, both cells of its [`Link`].
+//!
+//! A publication carries a generation. It rises whenever a verdict could come out differently: policy, the set
+//! of peers or locals, a revocation. A verdict counts only at the generation it was judged at.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use warren_proto::{InstanceId, OverlayAddresses, SpiffeId, UnixTime};
+
+use crate::allowed_ips::AllowedIps;
+use crate::session::DataSession;
+
+/// One local instance. Given out once in a process's life, so that nothing can be inherited by index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LocalIndex(pub u32);
+
+/// One remote instance. Given out once in a process's life, so that an address given to another instance
+/// inherits neither flows nor sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerIndex(pub u32);
+
+/// A count of publications that could change a verdict.
+pub type Generation = u64;
+
+/// An instance on this node.
+#[derive(Debug, Clone)]
+pub struct Local {
+    /// Its index.
+    pub index: LocalIndex,
+    /// Its id.
+    pub instance: InstanceId,
+    /// Who it is.
+    pub identity: SpiffeId,
+    /// The addresses it may send from and is reached at.
+    pub addresses: OverlayAddresses,
+}
+
+/// An admitted remote instance.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its index.
+    pub index: PeerIndex,
+    /// Its id.
+    pub instance: InstanceId,
+    /// Who it is, by its verified certificate.
+    pub identity: SpiffeId,
+    /// The end of its longest-lived certificate.
+    pub valid_until: UnixTime,
+    /// A plain WireGuard device: its packets travel in the handshake tunnel, through the slow half.
+    pub is_plain: bool,
+    /// The ways to it, one for each local instance that some rule links with it.
+    pub links: Vec<PeerLink>,
+}
+
+impl Peer {
+    /// The way between `local` and this peer; none where no rule links the two.
+    #[must_use]
+    pub fn link(&self, local: LocalIndex) -> Option<&PeerLink> {
+        self.links.iter().find(|link| link.link.local == local)
+    }
+}
+
+/// A [`Link`] with what policy says of it.
+#[derive(Debug, Clone)]
+pub struct PeerLink {
+    /// Some rule lets the local instance open flows to the peer. Without it a link carries replies only.
+    pub may_call: bool,
+    /// The way itself, which outlives publications.
+    pub link: Arc<Link>,
+}
+
+/// The way between one local instance and one peer. Its cells change without a publication; the slow half alone
+/// writes them.
+#[derive(Debug)]
+pub struct Link {
+    local: LocalIndex,
+    peer: PeerIndex,
+    egress: ArcSwapOption<DataSession>,
+    endpoint: ArcSwapOption<SocketAddr>,
+    mtu: AtomicU32,
+}
+
+impl Link {
+    /// A link without session and endpoint, for inner packets of at most `mtu` bytes.
+    #[must_use]
+    pub fn new(local: LocalIndex, peer: PeerIndex, mtu: u32) -> Self {
+        Self { local, peer, egress: ArcSwapOption::empty(), endpoint: ArcSwapOption::empty(), mtu: AtomicU32::new(mtu) }
+    }
+
+    /// The local end.
+    #[must_use]
+    pub const fn local(&self) -> LocalIndex {
+        self.local
+    }
+
+    /// The remote end.
+    #[must_use]
+    pub const fn peer(&self) -> PeerIndex {
+        self.peer
+    }
+
+    /// The session that packets to the peer are sealed with.
+    #[must_use]
+    pub fn egress(&self) -> arc_swap::Guard<Option<Arc<DataSession>>> {
+        self.egress.load()
+    }
+
+    /// Moves egress to another session, or to none: packets then go to the slow half.
+    pub fn set_egress(&self, session: Option<Arc<DataSession>>) {
+        self.egress.store(session);
+    }
+
+    /// Where datagrams to the peer go.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint.load().as_deref().copied()
+    }
+
+    /// Moves the endpoint.
+    pub fn set_endpoint(&self, endpoint: Option<SocketAddr>) {
+        self.endpoint.store(endpoint.map(Arc::new));
+    }
+
+    /// The largest inner packet that the path takes, in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u32 {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Lowers or raises the largest inner packet; never below IPv6's minimum of 1280.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu.max(1280), Ordering::Relaxed);
+    }
+}
+
+/// A map that is cloned often and changed a little each time: 256 shared buckets.
+#[derive(Debug)]
+pub struct BucketMap<V> {
+    buckets: Arc<[Arc<Bucket<V>>]>,
+}
+
+type Bucket<V> = HashMap<u32, V, RandomState>;
+
+const BUCKETS: usize = 256;
+
+impl<V> Default for BucketMap<V> {
+    fn default() -> Self {
+        let empty = Arc::new(Bucket::default());
+        Self { buckets: (0..BUCKETS).map(|_| Arc::clone(&empty)).collect() }
+    }
+}
+
+impl<V> Clone for BucketMap<V> {
+    fn clone(&self) -> Self {
+        Self { buckets: Arc::clone(&self.buckets) }
+    }
+}
+
+impl<V: Clone> BucketMap<V> {
+    /// The value at `key`.
+    #[must_use]
+    pub fn get(&self, key: u32) -> Option<&V> {
+        self.buckets[key as usize % BUCKETS].get(&key)
+    }
+
+    /// Puts `value` at `key` and returns what was there; copies at most one bucket.
+    pub fn insert(&mut self, key: u32, value: V) -> Option<V> {
+        self.bucket_mut(key).insert(key, value)
+    }
+
+    /// Removes what is at `key`; copies at most one bucket.
+    pub fn remove(&mut self, key: u32) -> Option<V> {
+        if self.get(key).is_none() {
+            return None;
+        }
+        self.bucket_mut(key).remove(&key)
+    }
+
+    /// Every value, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.buckets.iter().flat_map(|bucket| bucket.values())
+    }
+
+    fn bucket_mut(&mut self, key: u32) -> &mut Bucket<V> {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.buckets)[key as usize % BUCKETS])
+    }
+}
+
+/// What each receiver index of this node means.
+#[derive(Debug, Clone, Default)]
+pub struct Sessions {
+    data: BucketMap<Arc<DataSession>>,
+    handshake_prefixes: BucketMap<()>,
+}
+
+/// Who answers for a receiver index.
+#[derive(Debug, Clone, Copy)]
+pub enum Receiver<'a> {
+    /// A data session: a worker opens the message.
+    Data(&'a Arc<DataSession>),
+    /// A handshake tunnel: the slow half opens the message.
+    Handshake,
+}
+
+impl Sessions {
+    /// Opens a session to datagrams under its local index.
+    pub fn insert(&mut self, session: Arc<DataSession>) {
+        self.data.insert(session.local_index(), session);
+    }
+
+    /// Closes the session under a local index.
+    pub fn remove(&mut self, local_index: u32) -> Option<Arc<DataSession>> {
+        self.data.remove(local_index)
+    }
+
+    /// Gives the 256 indices `prefix << 8 ..` to the slow half; `prefix` has 24 bits.
+    pub fn insert_handshake_prefix(&mut self, prefix: u32) {
+        self.handshake_prefixes.insert(prefix, ());
+    }
+
+    /// Takes a handshake tunnel's indices back.
+    pub fn remove_handshake_prefix(&mut self, prefix: u32) {
+        self.handshake_prefixes.remove(prefix);
+    }
+
+    /// Who answers for `index`.
+    #[must_use]
+    pub fn receiver(&self, index: u32) -> Option<Receiver<'_>> {
+        match self.data.get(index) {
+            Some(session) => Some(Receiver::Data(session)),
+            None => self.handshake_prefixes.get(index >> 8).map(|()| Receiver::Handshake),
+        }
+    }
+
+    /// Every data session, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<DataSession>> {
+        self.data.values()
+    }
+}
+
+/// One publication.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    /// Rises whenever a verdict could come out differently.
+    pub generation: Generation,
+    /// The local instances, few.
+    pub locals: Arc<[Local]>,
+    /// Admitted peers by [`PeerIndex`].
+    pub peers: BucketMap<Arc<Peer>>,
+    /// The owner of each overlay address: route and source check in one.
+    pub routes: Arc<AllowedIps<PeerIndex>>,
+    /// Receiver indices.
+    pub sessions: Sessions,
+}
+
+impl Tables {
+    /// What workers start on: nobody is local, nobody is a peer, nothing passes.
+    #[must_use]
+    pub fn deny_all() -> Self {
+        Self {
+            generation: 0,
+            locals: Arc::new([]),
+            peers: BucketMap::default(),
+            routes: Arc::default(),
+            sessions: Sessions::default(),
+        }
+    }
+
+    /// The local instance that owns `address`.
+    #[must_use]
+    pub fn local_at(&self, address: IpAddr) -> Option<&Local> {
+        self.locals.iter().find(|local| match address {
+            IpAddr::V4(address) => local.addresses.v4 == Some(address),
+            IpAddr::V6(address) => local.addresses.v6 == address,
+        })
+    }
+
+    /// The local instance of that index.
+    #[must_use]
+    pub fn local(&self, index: LocalIndex) -> Option<&Local> {
+        self.locals.iter().find(|local| local.index == index)
+    }
+
+    /// The peer of that index.
+    #[must_use]
+    pub fn peer(&self, index: PeerIndex) -> Option<&Arc<Peer>> {
+        self.peers.get(index.0)
+    }
+
+    /// The peer that owns `address`: longest match over all peers.
+    #[must_use]
+    pub fn peer_at(&self, address: IpAddr) -> Option<&Arc<Peer>> {
+        self.routes.longest_match(address).and_then(|index| self.peer(*index))
+    }
+}
+
+/// What one worker has loaded.
+#[derive(Debug)]
+struct WorkerStatus(AtomicU64);
+
+/// The worker waits for input and holds no packet; it loads the newest tables before its first one.
+const PARKED: Generation = Generation::MAX;
+
+/// The state that the slow half and all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    tables: ArcSwap<Tables>,
+    workers: Box<[WorkerStatus]>,
+}
+
+impl Shared {
+    /// For `workers` workers (at least one), all parked, on deny-all tables.
+    #[must_use]
+    pub fn new(workers: u16) -> Self {
+        Self {
+            tables: ArcSwap::from_pointee(Tables::deny_all()),
+            workers: (0..workers.max(1)).map(|_| WorkerStatus(AtomicU64::new(PARKED))).collect(),
+        }
+    }
+
+    /// How many workers there are. The worker that owns receiver index `i` is `i % workers`.
+    #[must_use]
+    pub fn workers(&self) -> u16 {
+        u16::try_from(self.workers.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Publishes. Workers take it up at the start of their next batch; [`Self::reached`] says when all have.
+    pub fn publish(&self, tables: Arc<Tables>) {
+        self.tables.store(tables);
+        // Pairs with the fence in `unpark`: either this thread sees the worker running, or that worker's load
+        // sees these tables.
+        fence(Ordering::SeqCst);
+    }
+
+    /// The newest publication.
+    #[must_use]
+    pub fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    /// Whether no worker judges by tables older than `generation` any more. A worker counts as soon as it has
+    /// finished the batch it was in, its writes included, or waits for input.
+    #[must_use]
+    pub fn reached(&self, generation: Generation) -> bool {
+        fence(Ordering::SeqCst);
+        self.workers.iter().all(|worker| worker.0.load(Ordering::SeqCst) >= generation)
+    }
+
+    pub(crate) fn cell(&self) -> &ArcSwap<Tables> {
+        &self.tables
+    }
+
+    pub(crate) fn unpark(&self, worker: u16) {
+        if let Some(status) = self.workers.get(usize::from(worker)) {
+            status.0.store(0, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn report(&self, worker: u16, generation: Generation) {
+        if let Some(status) = self.workers.get(usize::from(worker)) {
+            status.0.store(generation, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn park(&self, worker: u16) {
+        self.report(worker, PARKED);
+    }
+}
