@@ -1,1 +1,3 @@
+//! The coordinator of a warren mesh.
+
 fn main() {}
