@@ -4,5 +4,9 @@
 //! the engine, and what comes back is an acknowledgement or a fact. Everything that touches a socket, a
 //! file, a clock or the operating system lives in this crate and nowhere below it.
 
+pub mod certificates;
 pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod control_client;
+pub mod state_dir;

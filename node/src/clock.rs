@@ -1,0 +1,163 @@
+//! The one place that reads clocks. Everything below is told the time as a [`Now`].
+//!
+//! The wall clock is held above a floor: the newest moment that the coordinator has signed, moved on by the
+//! boot clock, which no one can set. A clock that is set back therefore revives no expired certificate, and a
+//! machine whose clock starts in 1970 judges certificates by the time it last verified.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use warren_engine::Now;
+use warren_proto::UnixTime;
+
+/// A wall clock this far from where the boot clock says it should be has been set, not drifted.
+const JUMP: Duration = Duration::from_secs(5);
+
+/// The clocks as last read: boot time and wall time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// `CLOCK_BOOTTIME`: counts through suspend, cannot be set.
+    pub boot: Duration,
+    /// `CLOCK_REALTIME`.
+    pub wall: UnixTime,
+}
+
+/// Reads the operating system's clocks.
+#[must_use]
+pub fn read() -> Reading {
+    let boot = clock_gettime(ClockId::Boottime);
+    let wall = clock_gettime(ClockId::Realtime);
+    Reading {
+        boot: Duration::new(u64::try_from(boot.tv_sec).unwrap_or(0), u32::try_from(boot.tv_nsec).unwrap_or(0)),
+        wall: UnixTime(u64::try_from(wall.tv_sec).unwrap_or(0)),
+    }
+}
+
+/// The node's time: monotonic, and wall time above the floor.
+#[derive(Debug)]
+pub struct Clock {
+    source: fn() -> Reading,
+    state: Mutex<Floor>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Floor {
+    /// No earlier than this at `since`.
+    at_least: UnixTime,
+    since: Duration,
+    /// The last reading, to notice jumps.
+    last: Reading,
+}
+
+/// The wall clock was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Jump {
+    /// Where the boot clock says it should be.
+    pub expected: UnixTime,
+    /// Where it is.
+    pub found: UnixTime,
+}
+
+impl Clock {
+    /// A clock above the persisted `floor`, reading `source` ([`read`] in production).
+    #[must_use]
+    pub fn new(source: fn() -> Reading, floor: UnixTime) -> Self {
+        let now = source();
+        Self { source, state: Mutex::new(Floor { at_least: floor, since: now.boot, last: now }) }
+    }
+
+    /// The time, above the floor.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let reading = (self.source)();
+        let floor = self.floor_state();
+        Now { monotonic: reading.boot, unix: reading.wall.max(floor.at(reading.boot)) }
+    }
+
+    /// Raises the floor to a moment that a verified signature states. Never lowers it.
+    pub fn verified(&self, moment: UnixTime) {
+        let reading = (self.source)();
+        let mut state = self.lock();
+        if moment > state.at(reading.boot) {
+            (state.at_least, state.since) = (moment, reading.boot);
+        }
+    }
+
+    /// The floor as of now, to persist.
+    #[must_use]
+    pub fn floor(&self) -> UnixTime {
+        let reading = (self.source)();
+        self.floor_state().at(reading.boot)
+    }
+
+    /// Whether the wall clock was set since the last call. Asked about once a minute.
+    pub fn jump(&self) -> Option<Jump> {
+        let reading = (self.source)();
+        let mut state = self.lock();
+        let expected = state.last.wall.plus(reading.boot.saturating_sub(state.last.boot));
+        state.last = reading;
+        let away = expected.0.abs_diff(reading.wall.0);
+        (away > JUMP.as_secs()).then_some(Jump { expected, found: reading.wall })
+    }
+
+    fn floor_state(&self) -> Floor {
+        *self.lock()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Floor> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Floor {
+    fn at(&self, boot: Duration) -> UnixTime {
+        // A floor of zero is none: a first start has verified nothing.
+        if self.at_least == UnixTime(0) { UnixTime(0) } else { self.at_least.plus(boot.saturating_sub(self.since)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    thread_local! {
+        static READING: Cell<Reading> = const { Cell::new(Reading { boot: Duration::ZERO, wall: UnixTime(0) }) };
+    }
+
+    fn set(boot: u64, wall: u64) {
+        READING.set(Reading { boot: Duration::from_secs(boot), wall: UnixTime(wall) });
+    }
+
+    #[test]
+    fn a_clock_set_back_revives_nothing() {
+        set(100, 5_000);
+        let clock = Clock::new(|| READING.get(), UnixTime(0));
+        clock.verified(UnixTime(5_000));
+        set(160, 10);
+        assert_eq!(clock.now().unix, UnixTime(5_060));
+        assert_eq!(clock.jump(), Some(Jump { expected: UnixTime(5_060), found: UnixTime(10) }));
+        assert_eq!(clock.jump(), None, "a jump is told once");
+    }
+
+    #[test]
+    fn a_restart_with_a_wrong_clock_starts_at_the_persisted_floor() {
+        set(1, 0);
+        let clock = Clock::new(|| READING.get(), UnixTime(7_000));
+        assert_eq!(clock.now().unix, UnixTime(7_000));
+        set(11, 10);
+        assert_eq!(clock.now().unix, UnixTime(7_010));
+    }
+
+    #[test]
+    fn an_older_signature_lowers_nothing_and_drift_is_no_jump() {
+        set(0, 1_000);
+        let clock = Clock::new(|| READING.get(), UnixTime(900));
+        clock.verified(UnixTime(950));
+        clock.verified(UnixTime(10));
+        set(50, 1_052);
+        assert_eq!((clock.floor(), clock.now().unix, clock.jump()), (UnixTime(1_000), UnixTime(1_052), None));
+    }
+}

@@ -1,0 +1,3 @@
+//! The link to the coordinator: enrolment, the control session, issuance.
+
+pub mod backoff;
