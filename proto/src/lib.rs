@@ -4,7 +4,9 @@
 //! admin API's types, the closed set of reasons, and policy: its documents, its compiler and its one
 //! evaluator. This crate has no runtime, no socket, no file and no clock; everything is told to it.
 
+pub mod certificate;
 pub mod codec;
+pub mod control_trust;
 pub mod id;
 pub mod join_token;
 pub mod overlay;
@@ -13,6 +15,7 @@ pub mod possession;
 pub mod reason;
 pub mod spiffe;
 pub mod time;
+pub mod trust_bundle;
 
 /// The protobuf messages, as generated from `proto/src/wire/*.proto`. Field comments stand there.
 ///
@@ -28,6 +31,7 @@ pub use overlay::{Overlay, OverlayAddresses};
 pub use reason::Reason;
 pub use spiffe::{SpiffeId, TrustDomain, WorkloadName};
 pub use time::UnixTime;
+pub use trust_bundle::TrustBundle;
 
 /// The version of the enrolment and control protocols this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -29,6 +29,7 @@ pub struct Now {
 
 pub mod admission;
 pub mod allowed_ips;
+pub mod identity;
 pub mod output;
 pub mod replay;
 pub mod session;
