@@ -9,6 +9,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use rtnetlink::{LinkBridge, LinkUnspec, LinkVeth};
@@ -27,6 +28,7 @@ pub struct Lab {
     /// The namespace of the bridge: where an attacker on the wire sits.
     pub wire: Namespace,
     hosts: u8,
+    numbers: AtomicU32,
     directory: TempDir,
 }
 
@@ -42,13 +44,18 @@ impl Lab {
             Ok(())
         })?;
         let directory = tempfile::Builder::new().prefix("warren-lab-").tempdir().context("make a directory")?;
-        Ok(Self { wire, hosts: 0, directory })
+        Ok(Self { wire, hosts: 0, numbers: AtomicU32::new(0), directory })
     }
 
     /// Where the lab keeps its files.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// A number that this lab has not given before, for file names.
+    pub fn fresh_number(&self) -> u32 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Keeps the files when the lab goes, for looking into a failure.

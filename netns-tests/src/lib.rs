@@ -7,5 +7,6 @@
 pub mod capture;
 pub mod host;
 pub mod lab;
+pub mod mesh;
 pub mod namespace;
 pub mod processes;

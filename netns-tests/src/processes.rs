@@ -1,11 +1,11 @@
 //! The real binaries as processes of the lab: started in a host's namespace, waited for by the readiness
 //! they announce (sd_notify), their output kept in a file.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -44,8 +44,14 @@ pub struct Process {
 impl Process {
     /// Starts `program` on `host` with its output in `<name>.log` of the host's directory, and waits until
     /// it says READY=1 or ends.
-    pub fn start(host: &Host, name: &str, program: &Path, arguments: &[&OsStr]) -> Result<Self> {
-        let (mut process, notifications) = Self::launch(host, name, program, arguments)?;
+    pub fn start(
+        host: &Host,
+        name: &str,
+        program: &Path,
+        arguments: &[&OsStr],
+        environment: &[(&str, OsString)],
+    ) -> Result<Self> {
+        let (mut process, notifications) = Self::launch(host, name, program, arguments, environment)?;
         let deadline = Instant::now() + READY;
         loop {
             let mut message = [0; 4096];
@@ -63,7 +69,13 @@ impl Process {
         }
     }
 
-    fn launch(host: &Host, name: &str, program: &Path, arguments: &[&OsStr]) -> Result<(Self, UnixDatagram)> {
+    fn launch(
+        host: &Host,
+        name: &str,
+        program: &Path,
+        arguments: &[&OsStr],
+        environment: &[(&str, OsString)],
+    ) -> Result<(Self, UnixDatagram)> {
         let log = host.directory.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log).context("open the log")?;
         let socket = host.directory.join(format!("{name}.notify"));
@@ -73,6 +85,7 @@ impl Process {
         let mut command = Command::new(program);
         command
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .env("NOTIFY_SOCKET", &socket)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -85,6 +98,12 @@ impl Process {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where its output goes.
+    #[must_use]
+    pub fn log_path(&self) -> &Path {
+        &self.log
     }
 
     /// Everything it has printed.
@@ -138,13 +157,6 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
     }
-}
-
-/// Runs a command on `host` to its end.
-pub fn run(host: &Host, program: &Path, arguments: &[&OsStr]) -> Result<Output> {
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(&host.directory).stdin(Stdio::null());
-    host.namespace.run(|| command.output().with_context(|| format!("run {}", program.display())))
 }
 
 /// Asks `condition` until it says yes; an error, with `what`, after `patience`.

@@ -1,6 +1,8 @@
 //! The architecture as tests: dependency arrows, where unsafe code and boringtun may stand, one version of
 //! each curve crate, what the documentation links to, and reference pages that equal the code.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "everything here is a test or a helper of one")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

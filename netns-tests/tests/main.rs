@@ -2,6 +2,8 @@
 //! run in network namespaces; `main` enters namespaces of its own before any thread exists, which is why
 //! this target brings its own harness.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "everything here is a test")]
+
 use libtest_mimic::{Arguments, Failed, Trial};
 
 mod lab_itself;
