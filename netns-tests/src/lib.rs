@@ -4,6 +4,7 @@
 //! Everything runs inside namespaces of the process's own ([`namespace::enter`]); nothing on the machine is
 //! changed, and when the process ends, its namespaces and processes end with it.
 
+pub mod attacker;
 pub mod capture;
 pub mod host;
 pub mod lab;

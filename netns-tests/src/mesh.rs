@@ -118,7 +118,7 @@ impl Mesh {
     /// A new host on the wire, enrolled for `workload`, its node not started.
     pub fn enrol(&mut self, name: &str, workload: &str) -> Result<Node> {
         let token = self.token(workload, &[])?;
-        let node = Node { host: self.lab.host(name)?, workload: workload.to_owned(), process: None, starts: 0 };
+        let node = Node::on(self.lab.host(name)?, workload)?;
         node.cli(&[OsStr::new("enrol"), OsStr::new("--token-file"), token.as_os_str()])?.expect(0)?;
         Ok(node)
     }
@@ -209,10 +209,11 @@ impl Coordinator {
 }
 
 impl Node {
-    /// A host that was enrolled by hand.
-    #[must_use]
-    pub fn on(host: Host, workload: &str) -> Self {
-        Self { host, workload: workload.to_owned(), process: None, starts: 0 }
+    /// A host that is configured and not enrolled.
+    pub fn on(host: Host, workload: &str) -> Result<Self> {
+        let node = Self { host, workload: workload.to_owned(), process: None, starts: 0 };
+        node.configure("")?;
+        Ok(node)
     }
 
     /// Its state directory.
@@ -222,19 +223,24 @@ impl Node {
     }
 
     fn environment(&self) -> Vec<(&'static str, OsString)> {
-        vec![
-            ("WARREN_STATE_DIR", self.state().into()),
-            ("WARREN_SOCKET", self.host.directory.join("warren.sock").into()),
-            ("WARREN_CONFIG", self.host.directory.join("warren.yaml").into()),
-        ]
+        vec![("WARREN_CONFIG", self.config().into())]
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.host.directory.join("warren.yaml")
+    }
+
+    /// Writes the configuration: where this host keeps its things, and `more` keys.
+    pub fn configure(&self, more: &str) -> Result<()> {
+        let directory = self.host.directory.display();
+        let text = format!("state_dir: {directory}/state\nsocket: {directory}/warren.sock\n{more}");
+        Ok(std::fs::write(self.config(), text)?)
     }
 
     /// Runs `warren` with `arguments` on this host.
     pub fn cli(&self, arguments: &[&OsStr]) -> Result<Answer> {
-        let config = self.host.directory.join("warren.yaml");
-        if !config.exists() {
-            std::fs::write(&config, "")?;
-        }
         run(&self.host, "warren", arguments, &self.environment())
     }
 
