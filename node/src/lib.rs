@@ -9,4 +9,6 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control_client;
+pub mod data_plane;
+pub mod host;
 pub mod state_dir;

@@ -1,0 +1,101 @@
+//! What a worker's loop needs of its devices, as traits: the TUN queue and UDP socket of production, or anything
+//! else that behaves like them. A loop is given its devices and never opens any.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+
+use warren_engine::admission::Admitted;
+
+/// Inner packets: from and to the host's IP stack. Calls never block; `WouldBlock` means nothing (more) to do.
+pub trait InnerIo: Send {
+    /// Reads one packet; a longer one is cut to the buffer.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes one packet.
+    fn deliver(&mut self, packet: Admitted<'_>) -> io::Result<()>;
+
+    /// Becomes readable when there is a packet, or an error to learn of.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+}
+
+/// Datagrams: from and to peers.
+pub trait OuterIo: Send {
+    /// Fills `batch` with what waits; 0 when nothing does.
+    fn receive(&mut self, batch: &mut ReceiveBatch) -> io::Result<usize>;
+
+    /// Sends every datagram it can, in order, and tells `refused` about each it could not send.
+    fn send(
+        &mut self,
+        datagrams: &mut dyn Iterator<Item = (SocketAddr, &[u8])>,
+        refused: &mut dyn FnMut(SocketAddr, SendRefusal),
+    );
+
+    /// Becomes readable when there is a datagram, or an error to learn of.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+}
+
+/// Why a datagram did not leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendRefusal {
+    /// `EMSGSIZE`: it does not fit the path.
+    TooBig,
+    /// Anything else; the error number.
+    Failed(i32),
+}
+
+/// A batch of received datagrams in memory that is allocated once.
+#[derive(Debug)]
+pub struct ReceiveBatch {
+    bytes: Box<[u8]>,
+    slot: usize,
+    filled: Vec<(SocketAddr, usize)>,
+    slots: usize,
+    /// Datagrams that were longer than a slot, since the start.
+    pub truncated: u64,
+}
+
+impl ReceiveBatch {
+    /// Room for `slots` datagrams of up to `slot` bytes.
+    #[must_use]
+    pub fn new(slots: usize, slot: usize) -> Self {
+        Self {
+            bytes: vec![0; slots * slot].into_boxed_slice(),
+            slot,
+            filled: Vec::with_capacity(slots),
+            slots,
+            truncated: 0,
+        }
+    }
+
+    /// How many datagrams fit.
+    #[must_use]
+    pub const fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Forgets the datagrams and keeps the memory.
+    pub fn clear(&mut self) {
+        self.filled.clear();
+    }
+
+    /// The free slots, for a socket to write into.
+    pub fn spare(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_mut(self.slot).skip(self.filled.len())
+    }
+
+    /// Says what the socket wrote into the next slot.
+    pub fn fill(&mut self, from: SocketAddr, length: usize) {
+        if self.filled.len() < self.slots {
+            self.filled.push((from, length.min(self.slot)));
+        }
+    }
+
+    /// The datagrams with their sources.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
+        self.filled.iter().zip(self.bytes.chunks_mut(self.slot)).map(|((from, length), slot)| {
+            let length = (*length).min(slot.len());
+            (*from, &mut slot[..length])
+        })
+    }
+}

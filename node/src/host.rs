@@ -1,0 +1,367 @@
+//! The desired state of the operating system: overlay addresses and MTU on the TUN device, routes into it, an
+//! `unreachable` route behind them, and the nftables guard, so that overlay traffic has no way around the tunnel.
+//!
+//! [`Host::apply`] reads what is there, changes only what differs and may be called any number of times.
+//! [`Host::revert`] takes everything back except the `unreachable` routes. Those stay on purpose, after a stop as
+//! after a crash: without them a program that still talks to an overlay address would send in clear by the default
+//! route. They have the worst metric there is, so any other route for the prefix wins; `ip route del unreachable`
+//! removes them when warren is uninstalled.
+
+mod addressing;
+mod keeper;
+mod netlink;
+mod nftables;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use warren_proto::overlay::{Overlay, OverlayAddresses};
+
+use addressing::{Addressing, Prefix, Route, SeenRoute, Towards};
+use nftables::{Guard, Nftables};
+
+pub use keeper::{HostEvent, Keeper};
+pub use netlink::KernelError;
+pub use nftables::GUARD_TABLE;
+
+/// Below the metric of ordinary routes: the overlay's prefix leads into the tunnel.
+const TUNNEL_METRIC: u32 = 50;
+/// The worst metric there is: counts only when nothing else leads to the overlay.
+const UNREACHABLE_METRIC: u32 = u32::MAX;
+
+/// What the host is to look like while the node runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The prefixes that lead into the tunnel.
+    pub overlay: Overlay,
+    /// The addresses of this host's instances.
+    pub addresses: Vec<OverlayAddresses>,
+    /// Interface index of the TUN device.
+    pub device: u32,
+    /// Largest inner packet in bytes.
+    pub mtu: u32,
+}
+
+/// What [`Host::apply`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// One phrase per change, for the log; empty when everything was as desired.
+    pub made: Vec<String>,
+    /// IPv6 is switched off on this host: only the IPv4 half of the overlay works.
+    pub ipv6_off: bool,
+}
+
+/// Why the host could not be brought into the desired state. Each text ends in the next step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    /// The process may not change the network configuration.
+    #[error(
+        "changing addresses, routes and nftables is not permitted here; run warren as root, or give it CAP_NET_ADMIN \
+         (systemd: AmbientCapabilities=CAP_NET_ADMIN; containers: --cap-add NET_ADMIN)"
+    )]
+    NotPermitted,
+    /// The kernel cannot hold the guard.
+    #[error(
+        "the kernel refuses the nftables guard ({0}), and without it overlay addresses could be reached around the \
+         tunnel; load nf_tables (modprobe nf_tables) on the host, kernel 5.12 or newer"
+    )]
+    NoNftables(KernelError),
+    /// Another node runs in this network namespace.
+    #[error(
+        "another warren node runs in this network namespace, and a namespace holds one; see `warren status`, stop it \
+         with `warren down`, or start this one in a namespace of its own"
+    )]
+    NamespaceTaken,
+    /// The TUN device is gone.
+    #[error(
+        "the TUN device (index {0}) is gone; somebody removed it or moved it to another namespace: start the node again"
+    )]
+    DeviceGone(u32),
+    /// Something else uses addresses of the overlay.
+    #[error(
+        "the overlay's prefix {prefix} is in use on this host by `{by}`; remove that, or give the mesh another prefix"
+    )]
+    PrefixInUse {
+        /// The overlay's prefix.
+        prefix: String,
+        /// The route that lies inside it.
+        by: String,
+    },
+    /// Neither half of the overlay can work.
+    #[error(
+        "IPv6 is switched off on {device} and the mesh has no IPv4 prefix; set net.ipv6.conf.{device}.disable_ipv6=0 \
+         (containers: --sysctl net.ipv6.conf.all.disable_ipv6=0)"
+    )]
+    NoAddressFamily {
+        /// Name of the TUN device.
+        device: String,
+    },
+    /// The kernel refused one change.
+    #[error("{what}: {error}; compare with `ip address`, `ip route` and `nft list ruleset`, then start the node again")]
+    Refused {
+        /// What was to be done.
+        what: String,
+        /// The kernel's answer.
+        error: KernelError,
+    },
+    /// The thread that keeps the state has ended.
+    #[error("the host's network state is no longer kept; start the node again")]
+    NotKept,
+}
+
+impl HostError {
+    fn refused(what: impl Into<String>) -> impl FnOnce(KernelError) -> Self {
+        let what = what.into();
+        move |error| match error.errno {
+            libc::EPERM | libc::EACCES => Self::NotPermitted,
+            _ => Self::Refused { what, error },
+        }
+    }
+}
+
+/// The network state of one namespace, claimed for this process.
+pub struct Host {
+    addressing: Addressing,
+    nftables: Nftables,
+    /// Holds the claim for as long as it lives.
+    _claim: Nftables,
+    applied: Option<Desired>,
+}
+
+impl Host {
+    /// Claims the calling thread's network namespace for this node. The claim ends with the value, or with the
+    /// process.
+    pub fn claim() -> Result<Self, HostError> {
+        let addressing = Addressing::open().map_err(HostError::refused("open an rtnetlink socket"))?;
+        let mut claim = Nftables::open().map_err(HostError::NoNftables)?;
+        claim.claim().map_err(|error| match (error.errno, error.request) {
+            (libc::EEXIST, _) | (libc::EPERM, 1..) => HostError::NamespaceTaken,
+            (libc::EPERM | libc::EACCES, _) => HostError::NotPermitted,
+            _ => HostError::NoNftables(error),
+        })?;
+        let nftables = Nftables::open().map_err(HostError::NoNftables)?;
+        Ok(Self { addressing, nftables, _claim: claim, applied: None })
+    }
+
+    /// Brings the host into the desired state. Guard and `unreachable` routes come first, so that no step of the
+    /// way is open.
+    pub fn apply(&mut self, desired: &Desired) -> Result<Changes, HostError> {
+        let mut changes = Changes::default();
+        let prefixes = prefixes(&desired.overlay);
+        let routes = self.routes()?;
+        if self.applied.as_ref().is_none_or(|applied| applied.overlay != desired.overlay) {
+            refuse_overlap(&prefixes, &routes, desired)?;
+        }
+        self.apply_guard(&Guard::new(&prefixes, desired.device), &mut changes)?;
+        self.apply_unreachable(&prefixes, &routes, &mut changes)?;
+        let v6 = self.apply_link(desired, &mut changes)?;
+        if !v6 && desired.overlay.v4.is_none() {
+            let device = self.link(desired.device)?.name;
+            return Err(HostError::NoAddressFamily { device });
+        }
+        changes.ipv6_off = !v6;
+        self.apply_addresses(desired, v6, &mut changes)?;
+        self.apply_tunnel_routes(desired, v6, &mut changes)?;
+        self.applied = Some(desired.clone());
+        Ok(changes)
+    }
+
+    /// Takes back what [`apply`](Self::apply) did, except the `unreachable` routes. Addresses and routes go before
+    /// the guard: at no moment is an overlay address reachable without it. A device that is gone took them along.
+    pub fn revert(&mut self) -> Result<(), HostError> {
+        let Some(applied) = self.applied.take() else { return Ok(()) };
+        let nothing = Desired { addresses: Vec::new(), ..applied };
+        let device_there = self.link(nothing.device).is_ok();
+        if device_there {
+            let mut changes = Changes::default();
+            for seen in self.routes()?.iter().filter(|seen| leads_to(seen, nothing.device)) {
+                self.remove_route(&seen.route, &mut changes)?;
+            }
+            self.apply_addresses(&nothing, true, &mut changes)?;
+        }
+        self.nftables.remove().map_err(HostError::refused("remove the nftables guard"))?;
+        Ok(())
+    }
+
+    fn link(&mut self, device: u32) -> Result<addressing::Link, HostError> {
+        self.addressing.link(device).map_err(|error| match error.errno {
+            libc::ENODEV => HostError::DeviceGone(device),
+            _ => HostError::refused("read the TUN device")(error),
+        })
+    }
+
+    fn routes(&mut self) -> Result<Vec<SeenRoute>, HostError> {
+        self.addressing.routes().map_err(HostError::refused("read the routes"))
+    }
+
+    fn apply_guard(&mut self, guard: &Guard, changes: &mut Changes) -> Result<(), HostError> {
+        let there = self.nftables.read().map_err(HostError::refused("read the nftables guard"))?;
+        if there.as_ref() != Some(guard) {
+            self.nftables.install(guard).map_err(|error| match error.errno {
+                libc::EPERM | libc::EACCES => HostError::NotPermitted,
+                _ => HostError::NoNftables(error),
+            })?;
+            changes.made.push(format!("nftables table {GUARD_TABLE} installed"));
+        }
+        Ok(())
+    }
+
+    fn apply_unreachable(
+        &mut self,
+        prefixes: &[Prefix],
+        routes: &[SeenRoute],
+        changes: &mut Changes,
+    ) -> Result<(), HostError> {
+        let wanted = prefixes.iter().map(|prefix| Route {
+            prefix: *prefix,
+            towards: Towards::Unreachable,
+            metric: UNREACHABLE_METRIC,
+            source: None,
+        });
+        let wanted: Vec<_> = wanted.filter(|route| route.prefix.first.is_ipv4() || ipv6_exists()).collect();
+        for route in &wanted {
+            if !routes.iter().any(|seen| seen.ours && seen.route == *route) {
+                self.add_route(route, changes)?;
+            }
+        }
+        // Of a mesh that this host left.
+        for seen in routes.iter().filter(|seen| seen.ours && seen.route.towards == Towards::Unreachable) {
+            if !wanted.contains(&seen.route) {
+                self.remove_route(&seen.route, changes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the device up; whether IPv6 works on it.
+    fn apply_link(&mut self, desired: &Desired, changes: &mut Changes) -> Result<bool, HostError> {
+        let link = self.link(desired.device)?;
+        let v6 = ipv6_exists() && enable_ipv6(&link.name);
+        if !link.up || link.mtu != desired.mtu {
+            self.addressing
+                .bring_up(desired.device, desired.mtu)
+                .map_err(HostError::refused(format!("bring up {} with MTU {}", link.name, desired.mtu)))?;
+            changes.made.push(format!("{} is up, MTU {}", link.name, desired.mtu));
+        }
+        Ok(v6)
+    }
+
+    fn apply_addresses(&mut self, desired: &Desired, v6: bool, changes: &mut Changes) -> Result<(), HostError> {
+        let device = desired.device;
+        let there: BTreeSet<_> =
+            self.addressing.addresses(device).map_err(HostError::refused("read the addresses"))?.into_iter().collect();
+        let wanted: BTreeSet<_> =
+            desired.addresses.iter().flat_map(|each| usable(each, v6)).map(Prefix::host).collect();
+        for address in there.difference(&wanted) {
+            match self.addressing.remove_address(device, *address) {
+                // Gone meanwhile, together with another that it hung on.
+                Err(error) if error.errno == libc::EADDRNOTAVAIL => {}
+                outcome => outcome.map_err(HostError::refused(format!("remove address {address}")))?,
+            }
+            changes.made.push(format!("address {address} removed"));
+        }
+        for address in wanted.difference(&there) {
+            self.addressing
+                .add_address(device, *address)
+                .map_err(HostError::refused(format!("add address {address}")))?;
+            changes.made.push(format!("address {address} added"));
+        }
+        Ok(())
+    }
+
+    fn apply_tunnel_routes(&mut self, desired: &Desired, v6: bool, changes: &mut Changes) -> Result<(), HostError> {
+        // With several instances on the host no source is the right one for all programs.
+        let only = match desired.addresses.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        };
+        let wanted: Vec<_> = prefixes(&desired.overlay)
+            .into_iter()
+            .filter(|prefix| prefix.first.is_ipv4() || v6)
+            .map(|prefix| Route {
+                prefix,
+                towards: Towards::Device(desired.device),
+                metric: TUNNEL_METRIC,
+                source: only.and_then(|only| only.iter().find(|each| each.is_ipv4() == prefix.first.is_ipv4())),
+            })
+            .collect();
+        let there = self.routes()?;
+        for seen in there.iter().filter(|seen| leads_to(seen, desired.device)) {
+            if !(seen.ours && wanted.contains(&seen.route)) {
+                self.remove_route(&seen.route, changes)?;
+            }
+        }
+        for route in &wanted {
+            if !there.iter().any(|seen| seen.ours && seen.route == *route) {
+                self.add_route(route, changes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_route(&mut self, route: &Route, changes: &mut Changes) -> Result<(), HostError> {
+        self.addressing.add_route(route).map_err(HostError::refused(format!("add {route}")))?;
+        changes.made.push(format!("{route} added"));
+        Ok(())
+    }
+
+    fn remove_route(&mut self, route: &Route, changes: &mut Changes) -> Result<(), HostError> {
+        match self.addressing.remove_route(route) {
+            Err(error) if error.errno == libc::ESRCH => return Ok(()),
+            outcome => outcome.map_err(HostError::refused(format!("remove {route}")))?,
+        }
+        changes.made.push(format!("{route} removed"));
+        Ok(())
+    }
+}
+
+fn prefixes(overlay: &Overlay) -> Vec<Prefix> {
+    let v6 = Prefix { first: IpAddr::V6(overlay.v6.0), length: overlay.v6.1 };
+    let v4 = overlay.v4.map(|(first, length)| Prefix { first: IpAddr::V4(first), length });
+    [Some(v6), v4].into_iter().flatten().collect()
+}
+
+fn usable(addresses: &OverlayAddresses, v6: bool) -> impl Iterator<Item = IpAddr> + use<> {
+    addresses.iter().filter(move |address| address.is_ipv4() || v6)
+}
+
+/// Whether the route is one of the main table out of the TUN device: all of those are warren's to decide, except
+/// the multicast and link-local ones that the kernel makes by itself.
+fn leads_to(seen: &SeenRoute, device: u32) -> bool {
+    let kernels_own = match seen.route.prefix.first {
+        IpAddr::V6(first) => first.is_multicast() || first.is_unicast_link_local(),
+        IpAddr::V4(first) => first.is_multicast(),
+    };
+    seen.main_table && seen.route.towards == Towards::Device(device) && !kernels_own
+}
+
+/// Refuses an overlay whose addresses the host already uses otherwise: the tunnel would cut off that network, or
+/// that network would take packets from the tunnel.
+fn refuse_overlap(prefixes: &[Prefix], routes: &[SeenRoute], desired: &Desired) -> Result<(), HostError> {
+    let own: Vec<_> = desired.addresses.iter().flat_map(OverlayAddresses::iter).map(Prefix::host).collect();
+    for seen in routes {
+        let route = &seen.route;
+        let elsewhere = match route.towards {
+            Towards::Device(device) => device != desired.device,
+            Towards::Local(device) => device != desired.device && !own.contains(&route.prefix),
+            Towards::Unreachable => false,
+            Towards::Other => seen.main_table,
+        };
+        if let Some(prefix) = prefixes.iter().find(|prefix| elsewhere && prefix.covers(route.prefix)) {
+            return Err(HostError::PrefixInUse { prefix: prefix.to_string(), by: route.to_string() });
+        }
+    }
+    Ok(())
+}
+
+fn ipv6_exists() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Switches IPv6 on for our own device where the system's default is off (containers); whether it is on now.
+fn enable_ipv6(device: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
+    let on = || std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == "0");
+    on() || (std::fs::write(&path, "0").is_ok() && on())
+}

@@ -1,0 +1,178 @@
+//! Keeps the host in its desired state: a thread that listens to the kernel's notifications about links, addresses,
+//! routes and nftables, and applies the state again whenever something changed, and at intervals in any case.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::netlink::Listener;
+use super::{Changes, Desired, Host, HostError};
+
+// Multicast groups of linux/rtnetlink.h and linux/netfilter/nfnetlink.h.
+const GROUPS_ROUTE: [u32; 5] = [1, 5, 7, 9, 11];
+const GROUPS_NFTABLES: [u32; 1] = [7];
+/// Finds what no notification told, such as a changed sysctl.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(30);
+/// Against somebody who undoes every repair: after this many in a row the next waits for `REPAIR_PAUSE`.
+const REPAIRS_IN_A_ROW: u32 = 20;
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the keeper tells the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostEvent {
+    /// Somebody had changed something; it is as desired again. One phrase per change.
+    Repaired(Vec<String>),
+    /// The state cannot be kept. The keeper has ended; the node must stop carrying traffic.
+    Failed(HostError),
+}
+
+enum Command {
+    Apply(Desired, mpsc::SyncSender<Result<Changes, HostError>>),
+    Stop(mpsc::SyncSender<Result<(), HostError>>),
+}
+
+/// A handle on the thread that keeps the state. Dropping it without [`stop`](Self::stop) ends the thread and leaves
+/// the state as it is, as a crash does.
+pub struct Keeper {
+    /// `None` once the thread has been told to end.
+    commands: Option<mpsc::Sender<Command>>,
+    wake: OwnedFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Applies `desired`, then keeps it. `events` is called on the keeper's thread.
+    pub fn start(
+        mut host: Host,
+        desired: Desired,
+        events: impl Fn(HostEvent) + Send + 'static,
+    ) -> Result<(Self, Changes), HostError> {
+        let failed =
+            |what| move |error: rustix::io::Errno| HostError::refused(what)(std::io::Error::from(error).into());
+        // The listeners come first: what changes after this line is noticed.
+        let listeners = [
+            Listener::open(NETLINK_ROUTE, &GROUPS_ROUTE).map_err(HostError::refused("listen to rtnetlink"))?,
+            Listener::open(NETLINK_NETFILTER, &GROUPS_NFTABLES).map_err(HostError::refused("listen to nftables"))?,
+        ];
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed("create an eventfd"))?;
+        let woken = wake.try_clone().map_err(|error| HostError::refused("copy an eventfd")(error.into()))?;
+        let changes = host.apply(&desired)?;
+        let (commands, received) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("warren-host".into())
+            .spawn(move || Watch { host, desired, listeners, woken, received }.run(&events))
+            .map_err(|error| HostError::refused("start a thread")(error.into()))?;
+        Ok((Self { commands: Some(commands), wake, thread: Some(thread) }, changes))
+    }
+
+    fn send(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // A keeper that has ended is noticed by the missing answer.
+            let _ = commands.send(command);
+        }
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Changes the desired state and waits until it holds.
+    pub fn apply(&self, desired: Desired) -> Result<Changes, HostError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.send(Command::Apply(desired, answer));
+        answered.recv().unwrap_or(Err(HostError::NotKept))
+    }
+
+    /// Ends the keeping and takes the state back ([`Host::revert`]).
+    pub fn stop(self) -> Result<(), HostError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.send(Command::Stop(answer));
+        answered.recv().unwrap_or(Err(HostError::NotKept))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.commands = None;
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Watch {
+    host: Host,
+    desired: Desired,
+    listeners: [Listener; 2],
+    woken: OwnedFd,
+    received: mpsc::Receiver<Command>,
+}
+
+impl Watch {
+    fn run(mut self, events: &dyn Fn(HostEvent)) {
+        let mut repairs = 0;
+        let mut calm_since = Instant::now();
+        loop {
+            let verify = self.wait();
+            loop {
+                match self.received.try_recv() {
+                    Ok(Command::Apply(desired, answer)) => {
+                        let outcome = self.host.apply(&desired);
+                        if outcome.is_ok() {
+                            self.desired = desired;
+                        }
+                        let _ = answer.send(outcome);
+                    }
+                    Ok(Command::Stop(answer)) => {
+                        let _ = answer.send(self.host.revert());
+                        return;
+                    }
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    // The handle went without a word: leave everything closed as it is.
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            if !verify {
+                continue;
+            }
+            match self.host.apply(&self.desired) {
+                Ok(changes) if changes.made.is_empty() => {}
+                Ok(changes) => {
+                    events(HostEvent::Repaired(changes.made));
+                    if calm_since.elapsed() > REPAIR_PAUSE {
+                        repairs = 0;
+                    }
+                    calm_since = Instant::now();
+                    repairs += 1;
+                    if repairs > REPAIRS_IN_A_ROW {
+                        std::thread::sleep(REPAIR_PAUSE);
+                    }
+                }
+                Err(error) => {
+                    events(HostEvent::Failed(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for a command or a reason to verify; whether there is one.
+    fn wait(&mut self) -> bool {
+        let [routes, nftables] = &self.listeners;
+        let mut descriptors = [
+            PollFd::new(&self.woken, PollFlags::IN),
+            PollFd::from_borrowed_fd(routes.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(nftables.as_fd(), PollFlags::IN),
+        ];
+        let timeout = Timespec { tv_sec: VERIFY_INTERVAL.as_secs().cast_signed(), tv_nsec: 0 };
+        let ready = poll(&mut descriptors, Some(&timeout));
+        let commanded = !descriptors[0].revents().is_empty();
+        if commanded {
+            let _ = rustix::io::read(&self.woken, &mut [0_u8; 8]);
+        }
+        let noticed = self.listeners.iter_mut().fold(false, |noticed, listener| listener.drain() | noticed);
+        noticed || ready == Ok(0)
+    }
+}
