@@ -2,6 +2,7 @@
 //! [`Output`] and says how it ended with an [`Exit`].
 
 pub mod config;
+pub mod enrol;
 pub mod exit;
 pub mod failure;
 pub mod output;
@@ -67,6 +68,8 @@ pub struct Context {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make this host a node: redeem a join token for a node certificate [coordinator]
+    Enrol(enrol::Arguments),
     /// Show, check or explain this node's configuration [local]
     Config(config::Arguments),
     /// Versions of this program and of the protocols it speaks [local]
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, context: &Context) -> Outcome {
     match command {
+        Command::Enrol(arguments) => enrol::run(arguments, context),
         Command::Config(arguments) => config::run(arguments, context),
         Command::Version => version::run(context),
     }

@@ -186,6 +186,7 @@ reasons! {
         PeerCertificateWrong = "peer-certificate-wrong", "The certificate presented is not one this endpoint accepts.";
         IssuerExpiring = "issuer-expiring", "The issuing certificate ends too soon to sign this one.";
         RenewalTooLate = "renewal-too-late", "The certificate ended more than the renewal grace ago.";
+        CoordinatorUnreachable = "coordinator-unreachable", "No coordinator answers at its addresses.";
     }
     Admin {
         NotAuthenticated = "not-authenticated", "No valid administrator credential was presented.";

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{InstanceId, NodeId, OverlayAddresses, TrustDomain, WorkloadName, wire};
+use warren_proto::{InstanceId, NodeId, OverlayAddresses, TrustBundle, TrustDomain, WorkloadName, wire};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -180,6 +180,19 @@ pub struct StoredBundle {
     pub sequence: u64,
     /// DER.
     pub roots: Chain,
+}
+
+impl From<&TrustBundle> for StoredBundle {
+    fn from(bundle: &TrustBundle) -> Self {
+        Self { sequence: bundle.sequence(), roots: Chain(bundle.roots().map(|root| root.der().to_vec()).collect()) }
+    }
+}
+
+impl NodeIdentity {
+    /// The roots this node trusts, checked.
+    pub fn trust_bundle(&self) -> Result<TrustBundle, Refusal> {
+        TrustBundle::new(self.trust_domain.clone(), self.bundle.sequence, self.bundle.roots.0.iter().map(Vec::as_slice))
+    }
 }
 
 /// One of an instance's certificates with its two keys.

@@ -46,7 +46,11 @@ impl From<Reason> for Exit {
             | Reason::TokenUsed => Self::NotPermitted,
             Reason::NotFound | Reason::NodeUnknown => Self::NotFound,
             Reason::Conflict => Self::Conflict,
-            Reason::NotReady | Reason::StoreUnavailable | Reason::RateLimited | Reason::ShuttingDown => Self::NotReady,
+            Reason::NotReady
+            | Reason::StoreUnavailable
+            | Reason::RateLimited
+            | Reason::ShuttingDown
+            | Reason::CoordinatorUnreachable => Self::NotReady,
             Reason::TestsFailed | Reason::DeletesTooMuch | Reason::UnenforceablePolicy => Self::No,
             _ => Self::Failed,
         }
