@@ -1,4 +1,5 @@
 //! The coordinator: it certifies nodes and workloads, keeps who they are and what they may do, and tells every node
 //! what concerns it.
 
+pub mod ca;
 pub mod store;

@@ -1,0 +1,118 @@
+//! The CA's directory: mode 0700, every file 0600 and replaced in one step, key and certificate of a credential in one file
+//! so that they cannot part.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// Why the CA's directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// `init` on a directory that holds a root.
+    #[error(
+        "{path} holds a root certificate already; a second one would orphan every node (remove the directory to start anew)"
+    )]
+    AlreadyInitialised {
+        /// The root's certificate file.
+        path: PathBuf,
+    },
+    /// No root.
+    #[error("{path} does not exist; run `warren-coordinator init` first, or restore the directory from a backup")]
+    NotInitialised {
+        /// The root's certificate file.
+        path: PathBuf,
+    },
+    /// The root's key is needed and is not there.
+    #[error("{path} is needed to renew {what} and is not there; put the root's key back and start again")]
+    RootKeyAway {
+        /// Where it is looked for.
+        path: PathBuf,
+        /// What is to be renewed.
+        what: &'static str,
+    },
+    /// A file's content is not what it must be.
+    #[error(
+        "{path}: {what}; restore it from a backup, or remove it to have it issued again where it is not the root's"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file others can read.
+    #[error("{path} has mode {mode:o}; a private key must be its owner's alone (chmod 600, directories 700)")]
+    Readable {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The operating system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The root has ended or is about to.
+    #[error("the root certificate ends at {not_after}; a new root must be introduced before anything can be issued")]
+    RootEnds {
+        /// Its notAfter.
+        not_after: warren_proto::UnixTime,
+    },
+    /// A certificate could not be built.
+    #[error("building a certificate: {0}")]
+    Build(#[from] rcgen::Error),
+}
+
+/// Reads a private file; `None` when it is not there.
+pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
+    let io_error = |source| CaError::Io { path: path.to_owned(), source };
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error(error)),
+    };
+    refuse_readable(path, metadata.permissions().mode())?;
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(Zeroizing::new(text))),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(CaError::Damaged { path: path.to_owned(), what: "not text in PEM form".to_owned() })
+        }
+        Err(error) => Err(io_error(error)),
+    }
+}
+
+/// Makes `path` and what leads to it, 0700; an existing directory must be as tight.
+pub(super) fn ensure_directory(path: &Path) -> Result<(), CaError> {
+    let io_error = |source| CaError::Io { path: path.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error)?;
+    refuse_readable(path, fs::metadata(path).map_err(io_error)?.permissions().mode())
+}
+
+fn refuse_readable(path: &Path, mode: u32) -> Result<(), CaError> {
+    if mode & 0o077 != 0 {
+        return Err(CaError::Readable { path: path.to_owned(), mode: mode & 0o777 });
+    }
+    Ok(())
+}
+
+/// Replaces `path` by a file with `content`, whole or not at all, and only returns once it is on disk.
+pub(super) fn write(path: &Path, content: &str) -> Result<(), CaError> {
+    let io_error = |source| CaError::Io { path: path.to_owned(), source };
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let unfinished = path.with_extension("new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(io_error)?;
+    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(io_error)?;
+    fs::rename(&unfinished, path).map_err(io_error)?;
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error)
+}
