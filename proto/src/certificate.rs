@@ -10,7 +10,7 @@
 //! | [`NodeCertificate`] | `/node/<id>` | ECDSA | clientAuth, node | marked intermediate |
 //! | [`CoordinatorCertificate`] | `/coordinator/<name>` | ECDSA | serverAuth, coordinator | root |
 //! | [`SignerCertificate`] | `/signer/<name>` | Ed25519 | manifest-signer | root |
-//! | [`AuthorityCertificate`] | trust domain | any | none | itself or another authority |
+//! | [`AuthorityCertificate`] | trust domain | any | any that it confines its certificates to | itself or another |
 //!
 //! The profile is that of X.509-SVIDs (SPIFFE X509-SVID sections 2 to 4) over RFC 5280, made narrower.
 

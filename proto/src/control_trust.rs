@@ -9,7 +9,7 @@ use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnch
 use webpki::aws_lc_rs::{ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
-use crate::certificate::oid::{self, ObjectId};
+use crate::certificate::oid;
 use crate::certificate::{
     AuthorityCertificate, CLOCK_SKEW, Chain, CoordinatorCertificate, KeyId, Leaf, NodeCertificate,
 };
@@ -35,16 +35,16 @@ pub enum Purpose {
 }
 
 impl Purpose {
+    /// The purpose that no certificate on the path may exclude. That the leaf itself names it is its profile's to check: an
+    /// intermediate of an outside CA may leave purposes open.
     const fn key_usage(self) -> KeyUsage {
-        const fn required(oid: ObjectId) -> KeyUsage {
-            KeyUsage::required(oid.der)
-        }
-        match self {
-            Self::Tunnel => required(oid::MESH_TUNNEL),
-            Self::Node => required(oid::NODE),
-            Self::Coordinator => required(oid::COORDINATOR),
-            Self::ManifestSigner => required(oid::MANIFEST_SIGNER),
-        }
+        let oid = match self {
+            Self::Tunnel => oid::MESH_TUNNEL,
+            Self::Node => oid::NODE,
+            Self::Coordinator => oid::COORDINATOR,
+            Self::ManifestSigner => oid::MANIFEST_SIGNER,
+        };
+        KeyUsage::required_if_present(oid.der)
     }
 
     const fn issued_by_root(self) -> bool {

@@ -67,13 +67,15 @@ pub(super) fn root(trust_domain: &TrustDomain, validity: Validity) -> Result<Cer
     authority(trust_domain, "root", 1, validity)
 }
 
-/// The issuing intermediate: marked, path length 0, and unable to certify an address outside the overlay.
+/// The issuing intermediate: marked, path length 0, confined to the purposes of workloads and nodes, and unable to certify an
+/// address outside the overlay.
 pub(super) fn intermediate(
     trust_domain: &TrustDomain,
     overlay: &Overlay,
     validity: Validity,
 ) -> Result<CertificateParams, rcgen::Error> {
     let mut params = authority(trust_domain, "issuing", 0, validity)?;
+    params.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth, own(oid::MESH_TUNNEL), own(oid::NODE)];
     params
         .custom_extensions
         .push(CustomExtension::from_oid_content(CERTIFICATE_POLICIES, policy_information(oid::MESH_ISSUING)));

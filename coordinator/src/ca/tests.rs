@@ -41,8 +41,7 @@ fn reopen(directory: &tempfile::TempDir, now: UnixTime) -> Result<Authority, CaE
 fn greedy_csr(key: &KeyPair) -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.subject_alt_names =
-        vec![SanType::URI("spiffe://bank.example/coordinator/alpha".try_into().expect("ia5"))];
+    params.subject_alt_names = vec![SanType::URI("spiffe://bank.example/coordinator/alpha".try_into().expect("ia5"))];
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::Any];
     params.serialize_request(key).expect("request").der().to_vec()
@@ -103,7 +102,8 @@ fn what_is_issued_anchors_in_the_bundle_for_its_own_purpose_only() {
     }
     let node = authority.issue_node(&key, NodeId::from_bytes([2; 16]), DAY, NOW).expect("issued");
     control_trust::verify_node(chain(&node.chain), authority.bundle(), NOW).expect("trusted");
-    control_trust::verify_coordinator(chain(&node.chain), authority.bundle(), NOW).expect_err("a node is no coordinator");
+    control_trust::verify_coordinator(chain(&node.chain), authority.bundle(), NOW)
+        .expect_err("a node is no coordinator");
     control_trust::verify_node(chain(&tunnel.chain), authority.bundle(), NOW).expect_err("a workload is no node");
     let presented: Vec<_> = authority.tls_chain().iter().map(|der| der.to_vec()).collect();
     let trusted = control_trust::verify_coordinator(chain(&presented), authority.bundle(), NOW).expect("trusted");
@@ -163,9 +163,8 @@ fn the_intermediate_cannot_certify_an_address_outside_the_overlay() {
         let leaf = params.signed_by(&key.key, authority.issuer()).expect("signed").der().to_vec();
         let certificate = warren_proto::certificate::TunnelCertificate::parse(&leaf).expect("well-formed");
         let sent = [leaf, authority.issuer_certificate().der().to_vec()];
-        let refusal =
-            control_trust::anchor(certificate.leaf(), chain(&sent), authority.bundle(), Purpose::Tunnel, NOW)
-                .expect_err("refused");
+        let refusal = control_trust::anchor(certificate.leaf(), chain(&sent), authority.bundle(), Purpose::Tunnel, NOW)
+            .expect_err("refused");
         assert_eq!(refusal.reason, Reason::AddressOutsidePrefix, "{refusal}");
     }
 }
@@ -180,14 +179,8 @@ fn an_overlay_without_ipv4_confines_the_intermediate_to_ipv6() {
     let mut six = terms();
     six.addresses.v4 = None;
     let issued = authority.issue_tunnel(&key, &six, NOW).expect("issued");
-    control_trust::anchor(
-        issued.certificate.leaf(),
-        chain(&issued.chain),
-        authority.bundle(),
-        Purpose::Tunnel,
-        NOW,
-    )
-    .expect("anchored");
+    control_trust::anchor(issued.certificate.leaf(), chain(&issued.chain), authority.bundle(), Purpose::Tunnel, NOW)
+        .expect("anchored");
     assert_eq!(authority.issue_tunnel(&key, &terms(), NOW).expect_err("refused").reason, Reason::AddressOutsidePrefix);
 }
 
@@ -338,7 +331,12 @@ fn a_damaged_or_foreign_credential_is_refused_by_name_and_not_replaced() {
     for file in ["issuing.pem", "coordinator.pem", "signer.pem", "root/root.crt"] {
         let path = ca.join(file);
         let good = fs::read(&path).expect("there");
-        for bad in [&good[..good.len() / 2], b"", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        for bad in [
+            &good[..good.len() / 2],
+            b"",
+            b"\xff\xfe",
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        ] {
             fs::write(&path, bad).expect("written");
             let error = reopen(&directory, NOW).expect_err("refused").to_string();
             assert!(error.contains(file), "{error}");

@@ -28,8 +28,8 @@ pub struct AuthorityCertificate {
 }
 
 impl AuthorityCertificate {
-    /// Parses and checks the profile: cA=TRUE, keyCertSign, a subject key identifier, no extended key usage, and where it has a
-    /// URI name, that of a trust domain. Signatures, dates and trust are not judged.
+    /// Parses and checks the profile: cA=TRUE, keyCertSign, a subject key identifier, and where it has a URI name, that
+    /// of a trust domain. Signatures, dates, trust and the purposes that it confines its certificates to are not judged.
     pub fn parse(der: &[u8]) -> Result<Self, Refusal> {
         let refuse = |detail: &str| Refusal::new(Reason::CertificateProfile, format!("authority: {detail}"));
         let parsed = Parsed::from_der(der)?;
@@ -38,9 +38,6 @@ impl AuthorityCertificate {
         };
         if !parsed.key_usage.is_some_and(|(bits, _)| bits & CERT_SIGN != 0 && bits & !CERT_SIGN_AND_RELATED == 0) {
             return Err(refuse("keyUsage does not hold keyCertSign, or holds more than an authority needs"));
-        }
-        if parsed.purposes.is_some() {
-            return Err(refuse("it carries an extended key usage; the purposes of what it issues are their own"));
         }
         let trust_domain = if parsed.names.uris.is_empty() {
             None
