@@ -21,6 +21,9 @@ pub const ANSWER: Duration = Duration::from_secs(15);
 /// How long a probe waits before it calls silence silence. Long enough for a handshake and its retries.
 pub const SILENCE: Duration = Duration::from_secs(3);
 
+/// A request that begins with this is echoed, and the connection stays open for more.
+pub const KEEP_OPEN: &[u8] = b"keep open";
+
 /// A host of the lab.
 #[derive(Debug)]
 pub struct Host {
@@ -97,7 +100,51 @@ impl Host {
         (self.v4, port).into()
     }
 
-    /// A TCP service that answers each connection with `answer` and then closes, until the process ends.
+    /// Gives one of its devices another address: what a program with enough rights could do.
+    pub fn add_address(&self, name: &str, address: Ipv6Addr) -> Result<()> {
+        self.namespace.run_async(|| async move {
+            let handle = netlink().await?;
+            let index = device(&handle, name).await?;
+            let mut request = handle.address().add(index, IpAddr::V6(address), 128);
+            request.message_mut().header.flags = netlink_packet_route::address::AddressHeaderFlags::Nodad;
+            request.execute().await.with_context(|| format!("add {address} to {name}"))
+        })
+    }
+
+    /// Sends packets for `destination` to a neighbour on the wire.
+    pub fn route(&self, destination: IpAddr, neighbour: IpAddr) -> Result<()> {
+        self.namespace.run_async(|| async move {
+            let handle = netlink().await?;
+            let request = match (destination, neighbour) {
+                (IpAddr::V4(destination), IpAddr::V4(neighbour)) => handle.route().add(
+                    RouteMessageBuilder::<Ipv4Addr>::new()
+                        .destination_prefix(destination, 32)
+                        .gateway(neighbour)
+                        .build(),
+                ),
+                (IpAddr::V6(destination), IpAddr::V6(neighbour)) => handle.route().add(
+                    RouteMessageBuilder::<Ipv6Addr>::new()
+                        .destination_prefix(destination, 128)
+                        .gateway(neighbour)
+                        .build(),
+                ),
+                _ => anyhow::bail!("{destination} and {neighbour} are of different families"),
+            };
+            request.execute().await.with_context(|| format!("route {destination} to {neighbour}"))
+        })
+    }
+
+    /// Sends one datagram from an address of its own choice.
+    pub fn udp_from(&self, source: Ipv6Addr, to: SocketAddr, payload: &[u8]) -> Result<()> {
+        self.namespace.run(|| {
+            let socket = UdpSocket::bind((source, 0)).with_context(|| format!("bind {source}"))?;
+            socket.send_to(payload, to).with_context(|| format!("send to {to}"))?;
+            Ok(())
+        })
+    }
+
+    /// A TCP service that answers each connection with `answer` and then closes, or echoes for as long as it lasts
+    /// where the request is [`KEEP_OPEN`]. It runs until the process ends.
     pub fn serve_tcp(&self, address: SocketAddr, answer: &'static [u8]) -> Result<()> {
         let listener = self.namespace.run(|| TcpListener::bind(address).with_context(|| format!("bind {address}")))?;
         std::thread::spawn(move || {
@@ -172,10 +219,13 @@ impl Host {
 }
 
 fn serve_one(mut stream: TcpStream, answer: &[u8]) {
-    let _ = stream.set_read_timeout(Some(ANSWER));
     let mut request = [0; 2048];
-    if matches!(stream.read(&mut request), Ok(length) if length > 0) {
-        let _ = stream.write_all(answer);
+    while let Ok(length @ 1..) = stream.read(&mut request) {
+        let keep = request[..length].starts_with(KEEP_OPEN);
+        let reply = if keep { &request[..length] } else { answer };
+        if stream.write_all(reply).is_err() || !keep {
+            return;
+        }
     }
 }
 

@@ -80,13 +80,8 @@ impl Mesh {
     /// A coordinator that is ready, and no node yet. `options` are added to `warren-coordinator init`.
     pub fn new(options: &[&str]) -> Result<Self> {
         let mut lab = Lab::new()?;
-        let host = lab.host("coordinator")?;
-        let mut coordinator = Coordinator { host, process: None, starts: 0 };
-        coordinator.init(options)?.expect(0)?;
-        coordinator.start()?;
-        let mesh = Self { lab, coordinator };
-        mesh.coordinator.claim()?;
-        Ok(mesh)
+        let coordinator = Coordinator::on(lab.host("coordinator")?, options)?;
+        Ok(Self { lab, coordinator })
     }
 
     /// Applies policy documents and waits until every node concerned has them in force.
@@ -138,6 +133,15 @@ pub fn words<'a>(all: &[&'a str]) -> Vec<&'a OsStr> {
 }
 
 impl Coordinator {
+    /// A coordinator that is ready, with its administrator's token at hand.
+    pub fn on(host: Host, options: &[&str]) -> Result<Self> {
+        let mut coordinator = Self { host, process: None, starts: 0 };
+        coordinator.init(options)?.expect(0)?;
+        coordinator.start()?;
+        coordinator.claim()?;
+        Ok(coordinator)
+    }
+
     /// Its directory: configuration, CA, store.
     #[must_use]
     pub fn directory(&self) -> PathBuf {
@@ -171,6 +175,23 @@ impl Coordinator {
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the coordinator is not running")?.kill()
+    }
+
+    /// Sends SIGKILL while others may be talking to it; [`Self::reap`] takes leave of it afterwards.
+    pub fn signal_kill(&self) -> Result<()> {
+        self.process.as_ref().context("the coordinator is not running")?.signal(nix::sys::signal::Signal::SIGKILL)
+    }
+
+    /// Waits for the end that [`Self::signal_kill`] brought.
+    pub fn reap(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the coordinator is not running")?;
+        process.wait(Duration::from_secs(10)).map(drop)
+    }
+
+    /// The file that holds the store's log.
+    #[must_use]
+    pub fn store_log(&self) -> PathBuf {
+        self.directory().join("store/sled/db")
     }
 
     /// The running process.

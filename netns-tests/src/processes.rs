@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,10 +18,18 @@ use crate::host::Host;
 /// How long a program may take to become ready, on a machine that is busy with other things.
 pub const READY: Duration = Duration::from_secs(60);
 
-/// Where the workspace's binaries are: `WARREN_BIN_DIR`, else beside this program.
+static BINARIES: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says where the workspace's binaries are, where `WARREN_BIN_DIR` does not. The first word counts.
+pub fn set_binary_directory(directory: PathBuf) {
+    let _ = BINARIES.set(directory);
+}
+
+/// One of the workspace's binaries: in `WARREN_BIN_DIR`, where [`set_binary_directory`] said, or beside this program.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    let directory = match std::env::var_os("WARREN_BIN_DIR") {
-        Some(directory) => PathBuf::from(directory),
+    let told = std::env::var_os("WARREN_BIN_DIR").map(PathBuf::from).or_else(|| BINARIES.get().cloned());
+    let directory = match told {
+        Some(directory) => directory,
         None => {
             let own = std::env::current_exe().context("find this program")?;
             own.parent().map(Path::to_owned).ok_or_else(|| anyhow!("this program has no directory"))?

@@ -4,21 +4,50 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "everything here is a test")]
 
-use libtest_mimic::{Arguments, Failed, Trial};
+mod claims;
 
-mod lab_itself;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-fn main() -> anyhow::Result<()> {
+use anyhow::{Context, Result, bail};
+use libtest_mimic::Arguments;
+
+fn main() -> Result<()> {
     let arguments = Arguments::from_args();
+    if arguments.list {
+        libtest_mimic::run(&arguments, claims::all()).exit();
+    }
+    if env::var_os("WARREN_BIN_DIR").is_none() {
+        build_binaries()?;
+    }
     warren_netns_tests::namespace::enter()?;
-    libtest_mimic::run(&arguments, trials()).exit()
+    let mut arguments = arguments;
+    // Each claim runs several hosts; more at once than there are cores only makes them wait for each other.
+    arguments.test_threads.get_or_insert(2);
+    libtest_mimic::run(&arguments, claims::all()).exit()
 }
 
-fn trials() -> Vec<Trial> {
-    lab_itself::trials()
-}
-
-/// One claim.
-fn claim(name: &str, test: fn() -> anyhow::Result<()>) -> Trial {
-    Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:?}"))))
+/// `cargo test` builds no binaries of other packages; this builds them in the profile of this test, which is
+/// the directory that it lies in: `<target>/<profile>/deps/main-<hash>`.
+fn build_binaries() -> Result<()> {
+    let own = env::current_exe().context("find this program")?;
+    let directory = own.parent().and_then(Path::parent).map(PathBuf::from).context("this program has no directory")?;
+    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--workspace", "--bins", "--locked"]);
+    if directory.file_name().is_some_and(|profile| profile == "release") {
+        build.arg("--release");
+    }
+    for (name, _) in env::vars_os() {
+        let about_us = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|p| name.starts_with(p));
+        if name.to_str().is_some_and(about_us) {
+            build.env_remove(name);
+        }
+    }
+    let status = build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))).status().context("run cargo build")?;
+    if !status.success() {
+        bail!("the binaries do not build");
+    }
+    warren_netns_tests::processes::set_binary_directory(directory);
+    Ok(())
 }

@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use warren_netns_tests::host::{ANSWER, Outcome};
 use warren_netns_tests::lab::Lab;
 
-use crate::claim;
+use super::claim;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![claim("lab::hosts_on_one_wire_reach_each_other_and_a_capture_sees_it", hosts_reach_each_other)]

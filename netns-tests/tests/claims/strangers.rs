@@ -1,0 +1,122 @@
+//! Those who are not let in get silence, and nothing on the wire helps them.
+//!
+//! ```text
+//!   coordinator   web-1   bank-1   rogue-1 (tampered)   outsider
+//!   =======================================================  <- an attacker who records, replays and alters
+//! ```
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use warren_netns_tests::attacker::{self, Key};
+use warren_netns_tests::host::ANSWER;
+use warren_netns_tests::mesh::{IN_FORCE, Node};
+use warren_netns_tests::processes::eventually;
+
+use super::{ANSWER_TEXT, ROGUE, claim, drops, wait_until_allowed, web_and_bank};
+
+/// How long a dial waits for an answer that must not come.
+const SILENCE: Duration = Duration::from_millis(500);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        claim("strangers::an_outsider_gets_silence_and_is_counted", outsider),
+        claim("strangers::a_tampered_caller_that_dials_anyway_gets_silence_and_is_counted", tampered),
+        claim("strangers::garbage_of_every_kind_gets_silence", garbage),
+        claim("strangers::replayed_and_altered_datagrams_deliver_nothing_and_are_counted", replayed),
+        claim("strangers::no_plaintext_is_on_the_wire", plaintext),
+    ]
+}
+
+/// Where a node listens and with which key, as its own `status` says.
+fn target(node: &Node) -> Result<(std::net::SocketAddr, [u8; 32])> {
+    let status = node.say(&["status", "-o", "json"])?.expect(0)?.json()?;
+    let key = status["instances"][0]["tunnelKey"].as_str().context("no tunnel key in status")?;
+    let port = u16::try_from(status["tunnelPort"].as_u64().context("no tunnel port in status")?)?;
+    Ok((node.host.at(port), attacker::public_key(key)?))
+}
+
+fn outsider() -> Result<()> {
+    let (mut mesh, web, bank) = web_and_bank(&[])?;
+    wait_until_allowed(&web, &bank)?;
+    let outsider = mesh.lab.host("outsider")?;
+    let (to, responder) = target(&bank)?;
+    let before = drops(&bank, "unknown-key")?;
+    ensure!(attacker::dial(&outsider, to, &Key::unknown(), responder, SILENCE)?.is_none(), "an answer came");
+    eventually("the stranger is counted", IN_FORCE, || Ok(drops(&bank, "unknown-key")? > before))?;
+    // Silence is a decision, not a dead port.
+    let key = Key::stolen(&web.state())?;
+    ensure!(attacker::dial(&web.host, to, &key, responder, ANSWER)?.is_some(), "an admitted key got no answer");
+    Ok(())
+}
+
+fn tampered() -> Result<()> {
+    let (mut mesh, web, bank) = web_and_bank(&[])?;
+    wait_until_allowed(&web, &bank)?;
+    let rogue = mesh.node("rogue-1", ROGUE)?;
+    let (to, responder) = target(&bank)?;
+    let before = drops(&bank, "unknown-key")?;
+    let key = Key::stolen(&rogue.state())?;
+    ensure!(attacker::dial(&rogue.host, to, &key, responder, SILENCE)?.is_none(), "an answer came");
+    eventually("the rogue is counted", IN_FORCE, || Ok(drops(&bank, "unknown-key")? > before))
+}
+
+fn garbage() -> Result<()> {
+    let (mut mesh, web, bank) = web_and_bank(&[])?;
+    wait_until_allowed(&web, &bank)?;
+    let outsider = mesh.lab.host("outsider")?;
+    let (to, _) = target(&bank)?;
+    let mut datagrams = vec![vec![], vec![0], vec![4; 31], vec![0xff; 1500], vec![1, 0, 0, 0], vec![0; 9000]];
+    for (kind, length) in [(1u8, 148), (2, 92), (3, 64), (4, 32), (5, 148)] {
+        for extra in [0, 1] {
+            let mut datagram = vec![7; length + extra];
+            datagram[..4].copy_from_slice(&[kind, 0, 0, 0]);
+            datagrams.push(datagram);
+        }
+    }
+    for datagram in datagrams {
+        let answer = attacker::send(&outsider, to, &datagram, Duration::from_millis(50))?;
+        ensure!(answer.is_none(), "{} bytes of garbage were answered", datagram.len());
+    }
+    super::must_answer(&web, bank.at(8080)?)
+}
+
+fn replayed() -> Result<()> {
+    let (mesh, web, bank) = web_and_bank(&[])?;
+    wait_until_allowed(&web, &bank)?;
+    let capture = mesh.lab.capture()?;
+    let before_answers = drops(&bank, "replayed")?;
+    super::must_answer(&web, bank.at(8080)?)?;
+    let port = target(&bank)?.0.port();
+    // Datagrams to bank-1's data port: IPv4 header 20, UDP header 8, behind Ethernet 14.
+    let to_bank = |frame: &&Vec<u8>| frame.len() > 42 + 32 && frame[36..38] == port.to_be_bytes() && frame[42] == 4;
+    let frames = capture.finish();
+    let datagrams: Vec<Vec<u8>> = frames.iter().filter(to_bank).map(|frame| frame[42..].to_vec()).collect();
+    ensure!(!datagrams.is_empty(), "no data datagram was captured");
+    let to = target(&bank)?.0;
+    for datagram in &datagrams {
+        ensure!(attacker::send(&web.host, to, datagram, Duration::from_millis(20))?.is_none());
+        let mut altered = datagram.clone();
+        // A counter that was not used yet, so that authentication decides and not the window.
+        altered[8..16].copy_from_slice(&50_000u64.to_le_bytes());
+        ensure!(attacker::send(&web.host, to, &altered, Duration::from_millis(20))?.is_none());
+    }
+    eventually("replays are counted", IN_FORCE, || Ok(drops(&bank, "replayed")? > before_answers))?;
+    eventually("alterations are counted", IN_FORCE, || Ok(drops(&bank, "bad-authentication")? > 0))?;
+    super::must_answer(&web, bank.at(8080)?)
+}
+
+fn plaintext() -> Result<()> {
+    let (mesh, web, bank) = web_and_bank(&["--overlay-v4", "10.77.0.0/16"])?;
+    let capture = mesh.lab.capture()?;
+    wait_until_allowed(&web, &bank)?;
+    for address in bank.addresses()? {
+        super::must_answer(&web, (address, 8080).into())?;
+        web.host.udp((address, 8080).into(), ANSWER_TEXT, ANSWER)?;
+    }
+    let frames = capture.frames().len();
+    ensure!(frames > 20, "only {frames} frames were captured: they prove nothing");
+    ensure!(capture.frames_with(ANSWER_TEXT) == 0 && capture.frames_with(b"question") == 0, "plaintext on the wire");
+    Ok(())
+}
