@@ -111,6 +111,15 @@ impl Host {
         })
     }
 
+    /// Removes one of its devices.
+    pub fn delete_device(&self, name: &str) -> Result<()> {
+        self.namespace.run_async(|| async move {
+            let handle = netlink().await?;
+            let index = device(&handle, name).await?;
+            handle.link().del(index).execute().await.with_context(|| format!("delete {name}"))
+        })
+    }
+
     /// Sends packets for `destination` to a neighbour on the wire.
     pub fn route(&self, destination: IpAddr, neighbour: IpAddr) -> Result<()> {
         self.namespace.run_async(|| async move {

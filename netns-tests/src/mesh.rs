@@ -260,6 +260,19 @@ impl Node {
         Ok(std::fs::write(self.config(), text)?)
     }
 
+    /// Another node on the same host: the same namespace, its own configuration and state.
+    pub fn twin(&self) -> Result<Twin<'_>> {
+        let directory = self.host.directory.join("twin");
+        std::fs::create_dir(&directory)?;
+        let config = directory.join("warren.yaml");
+        let place = directory.display();
+        let text = format!(
+            "state_dir: {place}/state\nsocket: {place}/warren.sock\ntunnel: {{ device: warren1, port: 51821 }}\n"
+        );
+        std::fs::write(&config, text)?;
+        Ok(Twin { host: &self.host, config })
+    }
+
     /// Runs `warren` with `arguments` on this host.
     pub fn cli(&self, arguments: &[&OsStr]) -> Result<Answer> {
         run(&self.host, "warren", arguments, &self.environment())
@@ -328,6 +341,25 @@ impl Node {
         });
         waited.with_context(|| format!("{} recorded {:#?}", self.host.name, self.denied()))?;
         found.context("found")
+    }
+}
+
+/// A second node beside another one, see [`Node::twin`].
+#[derive(Debug)]
+pub struct Twin<'a> {
+    host: &'a Host,
+    config: PathBuf,
+}
+
+impl Twin<'_> {
+    /// Runs `warren` with `arguments` as this node.
+    pub fn cli(&self, arguments: &[&OsStr]) -> Result<Answer> {
+        run(self.host, "warren", arguments, &[("WARREN_CONFIG", self.config.clone().into())])
+    }
+
+    /// The same with plain words.
+    pub fn say(&self, arguments: &[&str]) -> Result<Answer> {
+        self.cli(&words(arguments))
     }
 }
 

@@ -3,11 +3,12 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid};
 
@@ -98,5 +99,24 @@ impl Namespace {
     pub fn spawn(&self, command: &mut Command) -> Result<std::process::Child> {
         let name = command.get_program().to_string_lossy().into_owned();
         self.run(|| command.spawn().with_context(|| format!("start {name}")))
+    }
+}
+
+/// A disk of 1 MiB at `directory`, for as long as the value lives.
+pub fn small_disk(directory: &Path) -> Result<SmallDisk> {
+    mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), Some("size=1m,mode=0700"))
+        .with_context(|| format!("mount a small disk at {}", directory.display()))?;
+    Ok(SmallDisk { directory: directory.to_owned() })
+}
+
+/// See [`small_disk`].
+#[derive(Debug)]
+pub struct SmallDisk {
+    directory: PathBuf,
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.directory, MntFlags::MNT_DETACH);
     }
 }

@@ -11,6 +11,7 @@ use warren_netns_tests::processes::eventually;
 
 mod change;
 mod enrol;
+mod faults;
 mod guard;
 mod ingress;
 mod lab_itself;
@@ -27,6 +28,7 @@ pub(crate) fn all() -> Vec<Trial> {
         guard::trials(),
         change::trials(),
         outage::trials(),
+        faults::trials(),
     ]
     .into_iter()
     .flatten()
