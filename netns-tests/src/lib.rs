@@ -6,6 +6,7 @@
 
 pub mod attacker;
 pub mod capture;
+pub mod forge;
 pub mod host;
 pub mod lab;
 pub mod mesh;

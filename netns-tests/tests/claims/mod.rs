@@ -12,6 +12,7 @@ use warren_netns_tests::processes::eventually;
 mod change;
 mod enrol;
 mod faults;
+mod forged;
 mod guard;
 mod ingress;
 mod lab_itself;
@@ -29,6 +30,7 @@ pub(crate) fn all() -> Vec<Trial> {
         change::trials(),
         outage::trials(),
         faults::trials(),
+        forged::trials(),
     ]
     .into_iter()
     .flatten()
