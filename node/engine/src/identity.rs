@@ -344,3 +344,8 @@ fn check_revocation(certificate: &TunnelCertificate, path: &AnchoredPath, view: 
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod test_mesh;
+#[cfg(test)]
+mod tests;
