@@ -404,3 +404,8 @@ impl SignerCertificate {
         &self.key
     }
 }
+
+#[cfg(test)]
+pub(crate) mod test_certificates;
+#[cfg(test)]
+mod tests;

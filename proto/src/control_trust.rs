@@ -249,3 +249,6 @@ fn refusal_of(error: webpki::Error) -> Refusal {
     };
     Refusal::new(reason, format!("certificate path: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,3 +102,6 @@ impl Root {
         Ok(Self { certificate, anchor })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -195,7 +195,7 @@ fn a_certificate_by_another_root_is_refused_whatever_it_says() {
     let forged = stranger.chain(&TestMesh::template(&web()));
     assert_eq!(judge(&mesh, &node, &forged).expect_err("refused").reason, Reason::UntrustedIssuer);
     // Neither its own root sent along nor our intermediate beside it helps.
-    let with_root = [&forged[..], &[stranger.root.der.clone()]].concat();
+    let with_root = [&forged[..], std::slice::from_ref(&stranger.root.der)].concat();
     assert_eq!(judge(&mesh, &node, &with_root).expect_err("refused").reason, Reason::UntrustedIssuer);
     let with_ours = [forged[0].clone(), mesh.issuing.der.clone()];
     assert_eq!(judge(&mesh, &node, &with_ours).expect_err("refused").reason, Reason::UntrustedIssuer);
@@ -478,7 +478,7 @@ fn the_two_certificates_of_a_rotation_are_one_instance_newer_first() {
     newer.not_before = NOW;
     let chains = [&web(), &newer].map(|peer| mesh.chain(&TestMesh::template(peer)));
     let record = PeerRecord { instance: web().instance, chains: chains.into() };
-    let admission = judge_all(&mesh, &TestNode::default(), &[record.clone()]);
+    let admission = judge_all(&mesh, &TestNode::default(), std::slice::from_ref(&record));
     let keys: Vec<_> = admission.peers.iter().map(|peer| *peer.tunnel_key()).collect();
     assert_eq!(keys, [[8; 32], [9; 32]]);
     assert_eq!(admission.refused, []);

@@ -130,7 +130,7 @@ fn with_other_signature(der: &[u8]) -> Vec<u8> {
     fn field(der: &[u8]) -> (usize, &[u8]) {
         // Tag, then a length of one to three bytes.
         let (header, length) = match der[1] {
-            short @ 0..0x80 => (2, usize::from(short)),
+            short @ 0..=0x7f => (2, usize::from(short)),
             0x81 => (3, usize::from(der[2])),
             _ => (4, usize::from(u16::from_be_bytes([der[2], der[3]]))),
         };
@@ -138,8 +138,8 @@ fn with_other_signature(der: &[u8]) -> Vec<u8> {
     }
     fn wrapped(tag: u8, content: &[u8]) -> Vec<u8> {
         let length = match content.len() {
-            short @ 0..0x80 => vec![short as u8],
-            medium @ 0x80..0x100 => vec![0x81, medium as u8],
+            short @ 0..=0x7f => vec![short as u8],
+            medium @ 0x80..=0xff => vec![0x81, medium as u8],
             long => vec![0x82, (long >> 8) as u8, long as u8],
         };
         [&[tag][..], &length, content].concat()
