@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,8 +51,8 @@ pub struct LocalView<'a> {
 /// A tunnel key that a trusted authority binds to an identity, as of the moment it was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPeer {
-    certificate: TunnelCertificate,
-    valid_until: UnixTime,
+    certificate: Arc<TunnelCertificate>,
+    path: Arc<AnchoredPath>,
 }
 
 impl VerifiedPeer {
@@ -112,7 +113,7 @@ impl VerifiedPeer {
     /// Sessions end here: the earliest end on the path from the certificate to its root.
     #[must_use]
     pub fn valid_until(&self) -> UnixTime {
-        self.valid_until
+        self.path.valid_until()
     }
 
     /// With [`VerifiedPeer::serial`], names the certificate.
@@ -129,6 +130,15 @@ impl VerifiedPeer {
 
     fn binding(&self) -> &TunnelBinding {
         self.certificate.binding()
+    }
+
+    /// Whether the path that was found once still ends in a root of `bundle` and is in date. Its signatures cannot have changed.
+    fn is_still_anchored(&self, bundle: &TrustBundle, now: UnixTime) -> bool {
+        let root = self.path.authorities().last();
+        self.identity().trust_domain() == bundle.trust_domain()
+            && bundle.roots().any(|held| Some(held) == root)
+            && self.not_before() <= now.plus(CLOCK_SKEW)
+            && now < self.valid_until()
     }
 }
 
@@ -167,6 +177,17 @@ pub fn verify(
     let chain = Chain::new(chain.iter().map(AsRef::as_ref))?;
     let certificate = TunnelCertificate::parse(chain.leaf())?;
     let path = anchor(certificate.leaf(), chain, bundle, Purpose::Tunnel, now)?;
+    judge(instance, VerifiedPeer { certificate: certificate.into(), path: path.into() }, view, now)
+}
+
+/// The part of [`verify`] that follows on form and path, and that changes with what the node knows.
+fn judge(
+    instance: InstanceId,
+    peer: VerifiedPeer,
+    view: &LocalView<'_>,
+    now: UnixTime,
+) -> Result<VerifiedPeer, Refusal> {
+    let VerifiedPeer { certificate, path } = &peer;
     check_lifetime(certificate.leaf(), view)?;
     check_addresses(certificate.addresses(), view)?;
     check_tunnel_key(&certificate.binding().tunnel_key, view)?;
@@ -175,7 +196,7 @@ pub fn verify(
         let detail = format!("certificate of instance {named} in the record of instance {instance}");
         return Err(Refusal::new(Reason::BindingMismatch, detail));
     }
-    check_revocation(&certificate, &path, view)?;
+    check_revocation(certificate, path, view)?;
     if now > view.fresh_until && !(view.admitted)(instance) {
         let detail = format!("the last heartbeat was good until {}, now it is {now}", view.fresh_until);
         return Err(Refusal::new(Reason::MeshStale, detail).hint("the control link is down: see warren status"));
@@ -184,7 +205,7 @@ pub fn verify(
         let detail = format!("no rule lets a workload of this node and {} talk", certificate.workload());
         return Err(Refusal::new(Reason::NotLinked, detail));
     }
-    Ok(VerifiedPeer { certificate, valid_until: path.valid_until() })
+    Ok(peer)
 }
 
 /// Judges every certificate of every record, then the records against each other.
@@ -199,11 +220,33 @@ pub fn verify_all<'r>(
     view: &LocalView<'_>,
     now: UnixTime,
 ) -> Admission {
+    verify_all_after(&[], records, bundle, view, now)
+}
+
+/// [`verify_all`] for a set of which `earlier` came of before: of a certificate that stands there, byte for byte, the signatures
+/// are not checked again, everything else is. A path costs some 0.4 ms, the rest some microseconds.
+#[must_use]
+pub fn verify_all_after<'r>(
+    earlier: &[VerifiedPeer],
+    records: impl IntoIterator<Item = &'r PeerRecord>,
+    bundle: &TrustBundle,
+    view: &LocalView<'_>,
+    now: UnixTime,
+) -> Admission {
+    let known: HashMap<&[u8], &VerifiedPeer> = earlier
+        .iter()
+        .filter(|peer| peer.is_still_anchored(bundle, now))
+        .map(|peer| (peer.certificate.leaf().der().as_ref(), peer))
+        .collect();
+    let judge_one = |instance, chain: &[Bytes]| match chain.first().and_then(|leaf| known.get(&**leaf)) {
+        Some(peer) => judge(instance, (*peer).clone(), view, now),
+        None => verify(instance, chain, bundle, view, now),
+    };
     let mut admission = Admission::default();
     for record in records {
         let mut peers = Vec::with_capacity(record.chains.len());
         for chain in &record.chains {
-            match verify(record.instance, chain, bundle, view, now) {
+            match judge_one(record.instance, chain) {
                 Ok(peer) => peers.push(peer),
                 Err(refusal) => admission.refused.push(RefusedRecord { instance: record.instance, refusal }),
             }

@@ -520,3 +520,31 @@ fn a_plain_device_keeps_its_key_and_counts_once() {
     assert_eq!(admission.peers.len(), 1);
     assert_eq!(admission.peers[0].not_before(), NOW);
 }
+
+#[test]
+fn a_certificate_that_was_verified_before_is_judged_again_by_everything_but_its_signatures() {
+    let mesh = TestMesh::new();
+    let earlier = [mesh.admit(&web())];
+    let mut record = mesh.record(&web());
+    record.chains = vec![vec![earlier[0].certificate.leaf().der().to_vec().into()]];
+    let again = |node: &TestNode, bundle: &TrustBundle, now| {
+        let records = std::slice::from_ref(&record);
+        let judge = |view: &LocalView<'_>| verify_all_after(&earlier, records, bundle, view, now);
+        let admission = node.with_view(&mesh.overlay, judge);
+        match admission.refused.first() {
+            None => Ok(admission.peers),
+            Some(refused) => Err(refused.refusal.reason),
+        }
+    };
+    let bundle = mesh.bundle();
+    // Without the intermediate beside it there is no path to check: the earlier one stands.
+    assert_eq!(again(&TestNode::default(), &bundle, NOW), Ok(earlier.to_vec()));
+    let admission = judge_all(&mesh, &TestNode::default(), std::slice::from_ref(&record));
+    assert_eq!(admission.refused[0].refusal.reason, Reason::UntrustedIssuer);
+    let revoked = TestNode { revocations: revoking(RevocationTarget::TunnelKey([9; 32])), ..TestNode::default() };
+    assert_eq!(again(&revoked, &bundle, NOW), Err(Reason::Revoked));
+    let unlinked = TestNode { linked: |_| false, ..TestNode::default() };
+    assert_eq!(again(&unlinked, &bundle, NOW), Err(Reason::NotLinked));
+    assert_eq!(again(&TestNode::default(), &bundle, web().not_after), Err(Reason::CertificateEnded));
+    assert_eq!(again(&TestNode::default(), &TestMesh::new().bundle(), NOW), Err(Reason::UntrustedIssuer));
+}
