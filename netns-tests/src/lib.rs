@@ -5,6 +5,7 @@
 //! changed, and when the process ends, its namespaces and processes end with it.
 
 pub mod attacker;
+pub mod bench;
 pub mod capture;
 pub mod forge;
 pub mod host;

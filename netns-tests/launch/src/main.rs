@@ -1,29 +1,31 @@
-//! `cargo demo`: builds every binary of the workspace, then runs the one that was asked for.
+//! `cargo demo` and `cargo bench-mesh`: build every binary of the workspace, then run the one that was asked for.
 //!
-//! `cargo run` builds only the package it runs, but the demo needs the node and the coordinator too. This
+//! `cargo run` builds only the package it runs, but these need the node and the coordinator too. This
 //! launcher has no dependencies, so it is there in a second; it then builds the rest in release mode and
 //! becomes the program. Usage: `warren-launch PROGRAM [ARGUMENTS]`.
 
 #![forbid(unsafe_code)]
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// The programs that may be launched: binaries of `warren-netns-tests`.
-const PROGRAMS: &[&str] = &["demo"];
+/// The programs that may be launched, binaries of `warren-netns-tests`, each with the profile it is built in: the benchmark
+/// measures what packages ship.
+const PROGRAMS: &[(&str, &str)] = &[("demo", "release"), ("bench", "dist")];
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
-    let program = arguments.next().and_then(|name| name.into_string().ok());
-    let Some(program) = program.filter(|name| PROGRAMS.contains(&name.as_str())) else {
-        report(&format!("usage: warren-launch {} [ARGUMENTS]", PROGRAMS.join("|")));
+    let asked = arguments.next();
+    let Some((program, profile)) = PROGRAMS.iter().find(|(name, _)| asked.as_deref() == Some(OsStr::new(name))) else {
+        let names: Vec<_> = PROGRAMS.iter().map(|(name, _)| *name).collect();
+        report(&format!("usage: warren-launch {} [ARGUMENTS]", names.join("|")));
         return ExitCode::from(2);
     };
-    match launch(&program, arguments.collect()) {
+    match launch(program, profile, arguments.collect()) {
         Ok(code) => code,
         Err(error) => {
             report(&format!("cannot launch {program}: {error}"));
@@ -32,13 +34,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn launch(program: &str, arguments: Vec<OsString>) -> io::Result<ExitCode> {
-    let build = cargo().args(["build", "--release", "--workspace", "--bins", "--locked"]).status()?;
+fn launch(program: &str, profile: &str, arguments: Vec<OsString>) -> io::Result<ExitCode> {
+    let build = cargo().args(["build", "--profile", profile, "--workspace", "--bins", "--locked"]).status()?;
     if !build.success() {
         report("the build failed; its messages stand above");
         return Ok(ExitCode::FAILURE);
     }
-    let binaries = release_directory()?;
+    let binaries = binary_directory(profile)?;
     let mut command = Command::new(binaries.join(program));
     forget_cargo(&mut command);
     Err(command.args(arguments).env("WARREN_BIN_DIR", &binaries).exec())
@@ -63,11 +65,11 @@ fn forget_cargo(command: &mut Command) {
     }
 }
 
-/// This program is `<target>/<profile>/warren-launch`; its neighbours are in `<target>/release`.
-fn release_directory() -> io::Result<PathBuf> {
+/// This program is `<target>/debug/warren-launch`; what it builds is in `<target>/<profile>`.
+fn binary_directory(profile: &str) -> io::Result<PathBuf> {
     let own = env::current_exe()?;
     let target = own.parent().and_then(Path::parent);
-    target.map(|target| target.join("release")).ok_or_else(|| io::Error::other("this program has no directory"))
+    target.map(|target| target.join(profile)).ok_or_else(|| io::Error::other("this program has no directory"))
 }
 
 fn report(text: &str) {
