@@ -12,6 +12,7 @@ pub mod join_token;
 pub mod overlay;
 pub mod peer_map;
 pub mod possession;
+pub mod policy;
 pub mod reason;
 pub mod spiffe;
 pub mod time;

@@ -15,6 +15,8 @@ pub enum Stage {
     Ingress,
     /// A packet of a local program.
     Egress,
+    /// An HTTP request of an authenticated peer.
+    Request,
     /// The key exchange inside the handshake tunnel.
     KeyExchange,
     /// A peer record at admission.
@@ -120,6 +122,14 @@ reasons! {
         SendFailed = "send-failed", "The UDP socket did not take the datagram.";
         LocalLoop = "local-loop", "The destination is the source's own address.";
         ShuttingDown = "shutting-down", "The node is stopping.";
+    }
+    Request {
+        RequestMalformed = "request-malformed", "The request is not in the normal form in which requests are judged.";
+        RequestNotMatched = "request-not-matched", "A rule admits the connection but not this request.";
+        JwtMissing = "jwt-missing", "The request carries no token where a rule demands one.";
+        JwtIssuer = "jwt-issuer", "The token is of another issuer than the rule demands.";
+        JwtNotBound = "jwt-not-bound", "The token was issued to another workload than the one that sent it.";
+        JwtClaim = "jwt-claim", "A claim of the token has none of the accepted values.";
     }
     KeyExchange {
         ExchangeMalformed = "exchange-malformed", "The key-exchange message does not parse.";
