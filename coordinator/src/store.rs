@@ -28,9 +28,8 @@ pub use self::watch::{Batch, Change, Watch, WatchEnd};
 /// The longest key, in bytes.
 pub const MAX_KEY: usize = 512;
 
-/// The longest value, in bytes. A leaf of the embedded engine holds up to 17 values before it splits, and a
-/// leaf larger than half a mebibyte would go to a file that the engine never syncs.
-pub const MAX_VALUE: usize = 24 * 1024;
+/// The longest value, in bytes: what the embedded engine keeps durable without a file per value.
+pub const MAX_VALUE: usize = 15 * 1024;
 
 /// The most writes, and the most compares, of one commit (etcd's default limit is 128 operations).
 pub const MAX_OPERATIONS: usize = 100;

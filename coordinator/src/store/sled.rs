@@ -123,6 +123,11 @@ impl std::fmt::Debug for SledStore {
     }
 }
 
+/// The engine moves a page of more than a quarter of this into a file of its own, which it never syncs. A leaf splits
+/// when it is visited with more than 16 values, so 32 of the largest values (and 256 of the largest keys in an index
+/// page) must fit: the store's limits and this number belong together.
+const SEGMENT: usize = 2 * 1024 * 1024;
+
 /// How many requests may wait for the thread: enough for several groups, and few enough that a caller who is
 /// refused elsewhere for overload is refused soon.
 const QUEUE: usize = 1024;
@@ -207,7 +212,7 @@ impl SledStore {
             fault.unwrap_or_else(|| "it is being closed".to_owned())
         };
         let Some(requests) = &self.requests else { return Err(StoreError::Stopped(stopped())) };
-        if requests.send(request(reply)).await.is_err() {
+        if self.published.load().fault.is_some() || requests.send(request(reply)).await.is_err() {
             return Err(StoreError::Stopped(stopped()));
         }
         answer.await.unwrap_or_else(|_| Err(lost(stopped())))
@@ -283,7 +288,8 @@ fn open_engine(options: &Options, seams: &Seams, intent: Intent) -> Result<Parts
         }
         other => engine_error(options, other),
     };
-    let database = sled::Config::new().path(&path).cache_capacity(options.cache).open().map_err(engine)?;
+    let database =
+        sled::Config::new().path(&path).cache_capacity(options.cache).segment_size(SEGMENT).open().map_err(engine)?;
     let kv = database.open_tree("kv").map_err(engine)?;
     let log = database.open_tree("log").map_err(engine)?;
     let meta = database.open_tree("meta").map_err(engine)?;

@@ -61,6 +61,9 @@ pub(super) struct Published {
     pub fault: Option<String>,
 }
 
+/// The thread ends; the reason is published.
+struct Stopped;
+
 struct HeldLease {
     holder: [u8; 16],
     token: Revision,
@@ -148,9 +151,7 @@ impl Writer {
                 Request::Lease(request, reply) => self.serve(reply, |writer| writer.lease(&request)),
                 Request::Compact(upto, reply) => self.serve(reply, |writer| writer.compact(upto)),
             };
-            if let Err(fault) = done {
-                tracing::error!(%fault, "the store has stopped; the process must end");
-                self.published.store(Arc::new(Published { state: self.state, fault: Some(fault) }));
+            if done.is_err() {
                 break;
             }
         }
@@ -158,12 +159,19 @@ impl Writer {
         let _ = catch_unwind(AssertUnwindSafe(move || drop(self)));
     }
 
-    /// Runs one request; an `Err` of the outer result stops the thread.
+    /// Says why it ends, before anybody is answered.
+    fn stop(&self, fault: &str) -> Stopped {
+        tracing::error!(%fault, "the store has stopped; the process must end");
+        self.published.store(Arc::new(Published { state: self.state, fault: Some(fault.to_owned()) }));
+        Stopped
+    }
+
+    /// Runs one request; an `Err` stops the thread.
     fn serve<T>(
         &mut self,
         reply: Reply<T>,
         work: impl FnOnce(&mut Self) -> Result<Result<T, StoreError>, Damage>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Stopped> {
         match guarded(|| work(self)) {
             Ok(answer) => {
                 // The asker may have gone away; what was done stays done.
@@ -171,13 +179,14 @@ impl Writer {
                 Ok(())
             }
             Err(fault) => {
-                let _ = reply.send(Err(StoreError::Indeterminate(fault.clone())));
-                Err(fault)
+                let stopped = self.stop(&fault);
+                let _ = reply.send(Err(StoreError::Indeterminate(fault)));
+                Err(stopped)
             }
         }
     }
 
-    fn serve_group(&mut self, group: Vec<(Commit, Reply<Outcome>)>) -> Result<(), String> {
+    fn serve_group(&mut self, group: Vec<(Commit, Reply<Outcome>)>) -> Result<(), Stopped> {
         let (commits, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         if let Err(refusal) = self.room() {
             for reply in replies {
@@ -197,10 +206,11 @@ impl Writer {
                 Ok(())
             }
             Err(fault) => {
+                let stopped = self.stop(&fault);
                 for reply in replies {
                     let _ = reply.send(Err(StoreError::Indeterminate(fault.clone())));
                 }
-                Err(fault)
+                Err(stopped)
             }
         }
     }
