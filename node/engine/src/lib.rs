@@ -31,6 +31,10 @@ pub mod admission;
 pub mod allowed_ips;
 pub mod identity;
 pub mod output;
+pub mod packet;
+pub mod refusals;
 pub mod replay;
 pub mod session;
 pub mod tables;
+#[cfg(test)]
+mod testing;
