@@ -121,6 +121,8 @@ reasons! {
         PacketTooBig = "packet-too-big", "The packet does not fit the path.";
         SendFailed = "send-failed", "The UDP socket did not take the datagram.";
         LocalLoop = "local-loop", "The destination is the source's own address.";
+        NotUnicast = "not-unicast", "The destination is a multicast, broadcast or link-local address.";
+        Backpressure = "backpressure", "The worker's output is full until the shell has written it.";
         ShuttingDown = "shutting-down", "The node is stopping.";
     }
     Request {

@@ -1,6 +1,22 @@
-//! Admission: the only place that lets a packet into this host.
+//! Admission: may this packet pass? The flow it belongs to answers, else policy.
+//!
+//! Into the host: the flow table at the current generation, else the local service's compiled table decides by
+//! (source identity, protocol, port), whatever the TCP flags, so that connections to an allowed service survive
+//! a restart of the node. Out of the host: a local program may open flows to peers that some rule lets it call,
+//! and answer flows that peers were let open. Only this module makes an [`Admitted`].
 
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+
+use warren_proto::Reason;
+use warren_proto::policy::{PortVerdict, RuleIndex, Transport as PolicyTransport};
+
+use crate::Now;
+use crate::attribution::{Identified, Routed};
+use crate::flows::{Flow, FlowCache, FlowKey, FlowTable, Side};
+use crate::fragments::Fragments;
+use crate::packet::{Fragment, Icmp, Inner, Quoted, TCP, Tcp, Transport, UDP};
+use crate::tables::{Local, LocalIndex, Peer, PeerIndex, Tables};
 
 /// A packet that may enter the host: judged, or made by this node itself. The TUN writer takes nothing else,
 /// and only this module makes one.
@@ -24,6 +40,16 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
+    /// For a packet whose judgement let it pass.
+    pub(crate) fn judged(judgement: &Judgement, range: Range<usize>) -> Option<Self> {
+        judgement.verdict.is_ok().then_some(Self { range })
+    }
+
+    /// For a refusal that this node made for a local program.
+    pub(crate) const fn own_refusal(range: Range<usize>) -> Self {
+        Self { range }
+    }
+
     pub(crate) fn range(&self) -> Range<usize> {
         self.range.clone()
     }
@@ -31,4 +57,306 @@ impl Pass {
     pub(crate) const fn show<'a>(&self, packet: &'a [u8]) -> Admitted<'a> {
         Admitted { packet }
     }
+}
+
+/// What was decided of one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    pub(crate) verdict: Result<(), Reason>,
+    /// The rule that decided, where one did.
+    pub(crate) rule: Option<RuleIndex>,
+    pub(crate) audit: bool,
+    /// The packet opened a flow.
+    pub(crate) opened: bool,
+    /// An idle flow was given up for it.
+    pub(crate) evicted: bool,
+}
+
+impl Judgement {
+    const PASS: Self = Self { verdict: Ok(()), rule: None, audit: false, opened: false, evicted: false };
+
+    pub(crate) const fn refuse(reason: Reason) -> Self {
+        Self { verdict: Err(reason), ..Self::PASS }
+    }
+
+    fn by_policy(verdict: PortVerdict) -> Self {
+        let outcome = if verdict.allow { Ok(()) } else { Err(verdict.reason.unwrap_or(Reason::NoRule)) };
+        Self { verdict: outcome, rule: verdict.rule, audit: verdict.audit, ..Self::PASS }
+    }
+
+    /// The same refusal under another name; a pass stays a pass.
+    fn renamed(self, reason: Reason) -> Self {
+        Self { verdict: self.verdict.map_err(|_| reason), ..self }
+    }
+
+    const fn passes(&self) -> bool {
+        self.verdict.is_ok()
+    }
+}
+
+/// Everything a judgement looks at.
+pub(crate) struct Admission<'a> {
+    pub(crate) tables: &'a Tables,
+    pub(crate) flows: &'a FlowTable,
+    pub(crate) cache: &'a mut FlowCache,
+    pub(crate) fragments: &'a mut Fragments,
+    pub(crate) now: Now,
+}
+
+/// The flow that a packet belongs to, and what it does to it.
+#[derive(Debug, Clone, Copy)]
+struct Step<'a> {
+    key: FlowKey,
+    sender: Side,
+    local: &'a Local,
+    peer: &'a Peer,
+    tcp: Option<Tcp>,
+}
+
+impl Step<'_> {
+    /// Whether it asks for a new TCP connection.
+    fn opens_tcp(&self) -> bool {
+        self.tcp.is_some_and(|tcp| tcp.opens())
+    }
+}
+
+impl Admission<'_> {
+    /// Judges a peer's packet for the host.
+    pub(crate) fn admit(&mut self, packet: &Identified<'_>) -> Judgement {
+        let (inner, local, peer) = (packet.inner(), packet.local(), packet.peer());
+        self.whole_datagram(inner, peer, |admission, transport| {
+            let step = |key, tcp| Step { key, sender: Side::Peer, local, peer, tcp };
+            let key = |from: u16, to: u16| {
+                let (local, remote) = (SocketAddr::new(inner.destination, to), SocketAddr::new(inner.source, from));
+                FlowKey::new(peer.index, inner.protocol, local, remote)
+            };
+            let echo = |id, opened_by| {
+                FlowKey::echo(peer.index, inner.protocol, inner.destination, inner.source, id, opened_by)
+            };
+            match transport {
+                Transport::Tcp(tcp) => admission.incoming(&step(key(tcp.source, tcp.destination), Some(tcp))),
+                Transport::Udp(udp) => admission.incoming(&step(key(udp.source, udp.destination), None)),
+                Transport::Icmp(Icmp::Request { id }) => admission.incoming(&step(echo(id, Side::Peer), None)),
+                Transport::Icmp(Icmp::Reply { id }) => admission.reply(&step(echo(id, Side::Local), None)),
+                Transport::Icmp(Icmp::Error { quoted }) => admission.error(inner, Side::Peer, peer, quoted),
+                Transport::Icmp(Icmp::Other) => Judgement::refuse(Reason::IcmpForbidden),
+            }
+        })
+    }
+
+    /// Judges a local program's packet for a peer.
+    pub(crate) fn release(&mut self, packet: &Routed<'_>) -> Judgement {
+        let (inner, local, peer) = (packet.inner(), packet.local(), packet.peer());
+        let may_call = packet.link().may_call;
+        self.whole_datagram(inner, peer, |admission, transport| {
+            let step = |key, tcp| Step { key, sender: Side::Local, local, peer, tcp };
+            let key = |from: u16, to: u16| {
+                let (local, remote) = (SocketAddr::new(inner.source, from), SocketAddr::new(inner.destination, to));
+                FlowKey::new(peer.index, inner.protocol, local, remote)
+            };
+            let echo = |id, opened_by| {
+                FlowKey::echo(peer.index, inner.protocol, inner.source, inner.destination, id, opened_by)
+            };
+            match transport {
+                Transport::Tcp(tcp) => admission.outgoing(&step(key(tcp.source, tcp.destination), Some(tcp)), may_call),
+                Transport::Udp(udp) => admission.outgoing(&step(key(udp.source, udp.destination), None), may_call),
+                Transport::Icmp(Icmp::Request { id }) => {
+                    admission.outgoing(&step(echo(id, Side::Local), None), may_call)
+                }
+                Transport::Icmp(Icmp::Reply { id }) => admission.reply(&step(echo(id, Side::Peer), None)),
+                Transport::Icmp(Icmp::Error { quoted }) => admission.error(inner, Side::Local, peer, quoted),
+                Transport::Icmp(Icmp::Other) => Judgement::refuse(Reason::IcmpForbidden),
+            }
+        })
+    }
+
+    /// Judges whole packets and first fragments by their transport header, later fragments by their first.
+    fn whole_datagram(
+        &mut self,
+        inner: &Inner<'_>,
+        peer: &Peer,
+        judge: impl FnOnce(&mut Self, Transport<'_>) -> Judgement,
+    ) -> Judgement {
+        let (generation, now) = (self.tables.generation, self.now.monotonic);
+        if let Fragment::Later { .. } = inner.fragment {
+            let verdict = self.fragments.follow(inner, peer.index, generation, now);
+            return Judgement { verdict, ..Judgement::PASS };
+        }
+        let transport = match inner.transport() {
+            Ok(transport) => transport,
+            Err(reason) => return Judgement::refuse(reason),
+        };
+        // Nothing needs an ICMP error in parts, and its quotation could not be checked.
+        if inner.fragment != Fragment::Whole && matches!(transport, Transport::Icmp(Icmp::Error { .. })) {
+            return Judgement::refuse(Reason::IcmpForbidden);
+        }
+        let judgement = judge(self, transport);
+        if judgement.passes()
+            && let Err(reason) = self.fragments.begin(inner, peer.index, generation, now)
+        {
+            return Judgement::refuse(reason);
+        }
+        judgement
+    }
+
+    /// A packet of the peer's that may open a flow.
+    fn incoming(&mut self, step: &Step<'_>) -> Judgement {
+        if let Some(flow) = self.cache.find(self.flows, &step.key, self.now.monotonic) {
+            // A flow that this node opened lets replies in, not a connection the other way.
+            let reply = flow.opened_by() == Side::Peer || !step.opens_tcp();
+            if reply {
+                let judgement = standing(self.tables, flow, self.now);
+                return note(flow, step, judgement, self.now);
+            }
+        }
+        let judgement = decide(self.tables, step.local, step.peer, &step.key, self.now);
+        if judgement.passes() {
+            return self.open(step, Side::Peer, judgement);
+        }
+        let claims_a_connection = step.tcp.is_some() && !step.opens_tcp();
+        if claims_a_connection { judgement.renamed(Reason::NotAReply) } else { judgement }
+    }
+
+    /// A packet of a local program that may open a flow.
+    fn outgoing(&mut self, step: &Step<'_>, may_call: bool) -> Judgement {
+        if let Some(flow) = self.cache.find(self.flows, &step.key, self.now.monotonic) {
+            let judgement = standing(self.tables, flow, self.now);
+            if judgement.passes() || flow.opened_by() == Side::Local || !(step.opens_tcp() && may_call) {
+                return note(flow, step, judgement, self.now);
+            }
+            // The peer's flow was cut; the local program now opens one over the same ports.
+            self.flows.remove(&step.key);
+            return self.open(step, Side::Local, Judgement::PASS);
+        }
+        // What the peer may open, the local side may answer: flows that this node no longer remembers. A packet
+        // that could be either counts as an answer, and so ends when the peer's right ends.
+        let opens = step.opens_tcp() || step.key.protocol() != TCP;
+        let answers = !step.opens_tcp() && is_port_protocol(step.key.protocol());
+        if answers && decide(self.tables, step.local, step.peer, &step.key, self.now).passes() {
+            return self.open(step, Side::Peer, Judgement::PASS);
+        }
+        match (opens, may_call) {
+            (true, true) => self.open(step, Side::Local, Judgement::PASS),
+            (true, false) => Judgement::refuse(Reason::NoGrant),
+            (false, _) => Judgement::refuse(Reason::NotAReply),
+        }
+    }
+
+    /// An echo reply: its request's flow must be there.
+    fn reply(&mut self, step: &Step<'_>) -> Judgement {
+        match self.cache.find(self.flows, &step.key, self.now.monotonic) {
+            Some(flow) => {
+                let judgement = standing(self.tables, flow, self.now);
+                note(flow, step, judgement, self.now)
+            }
+            None => Judgement::refuse(Reason::NotAReply),
+        }
+    }
+
+    /// An ICMP error: it must quote a packet that its receiver sent on a live flow between the two.
+    fn error(&mut self, inner: &Inner<'_>, sender: Side, peer: &Peer, quoted: &[u8]) -> Judgement {
+        let unsolicited = Judgement::refuse(Reason::IcmpUnsolicited);
+        let Some(quoted) = Quoted::parse(quoted) else { return unsolicited };
+        if quoted.source != inner.destination || quoted.destination != inner.source {
+            return unsolicited;
+        }
+        // The quoted packet went from the error's receiver to the error's sender.
+        let (local, remote, local_port, remote_port) = match sender {
+            Side::Peer => (quoted.source, quoted.destination, quoted.ports.0, quoted.ports.1),
+            Side::Local => (quoted.destination, quoted.source, quoted.ports.1, quoted.ports.0),
+        };
+        let key = if is_port_protocol(quoted.protocol) {
+            let (local, remote) = (SocketAddr::new(local, local_port), SocketAddr::new(remote, remote_port));
+            FlowKey::new(peer.index, quoted.protocol, local, remote)
+        } else {
+            let quoted_by_local = sender == Side::Peer;
+            let opened_by = if quoted.is_request == quoted_by_local { Side::Local } else { Side::Peer };
+            FlowKey::echo(peer.index, quoted.protocol, local, remote, local_port, opened_by)
+        };
+        match self.cache.find(self.flows, &key, self.now.monotonic) {
+            Some(flow) if standing(self.tables, flow, self.now).passes() => Judgement::PASS,
+            Some(_) | None => unsolicited,
+        }
+    }
+
+    /// Records a flow that may pass.
+    fn open(&mut self, step: &Step<'_>, opened_by: Side, judgement: Judgement) -> Judgement {
+        let (generation, now) = (self.tables.generation, self.now.monotonic);
+        match self.flows.insert(step.key, step.local.index, opened_by, generation, now) {
+            Ok(inserted) => {
+                let evicted = inserted.evicted;
+                inserted.flow.note(step.sender, step.tcp.as_ref(), now);
+                self.cache.put(self.flows, inserted.flow);
+                Judgement { opened: inserted.is_new, evicted, ..judgement }
+            }
+            Err(reason) => Judgement::refuse(reason),
+        }
+    }
+}
+
+const fn is_port_protocol(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP)
+}
+
+/// The verdict on a known flow: the recorded one while it counts, else a fresh one.
+fn standing(tables: &Tables, flow: &Flow, now: Now) -> Judgement {
+    if flow.passes_at(tables.generation, now.monotonic) {
+        return Judgement::PASS;
+    }
+    let judgement = judge(tables, flow, now);
+    flow.set_verdict(tables.generation, judgement.passes(), now.monotonic);
+    judgement
+}
+
+fn note(flow: &Flow, step: &Step<'_>, judgement: Judgement, now: Now) -> Judgement {
+    if judgement.passes() {
+        flow.note(step.sender, step.tcp.as_ref(), now.monotonic);
+        return judgement;
+    }
+    // A packet that would open the flow anew is told what policy says of it; any other, that this has changed.
+    if step.opens_tcp() { judgement } else { judgement.renamed(Reason::PolicyChanged) }
+}
+
+/// Judges a known flow as if it were new.
+pub(crate) fn judge(tables: &Tables, flow: &Flow, now: Now) -> Judgement {
+    judge_anew(tables, flow.key(), flow.local(), flow.opened_by(), now)
+}
+
+/// What the tables say of a flow between these two ends that `opened_by` opens.
+pub(crate) fn judge_anew(tables: &Tables, key: &FlowKey, local: LocalIndex, opened_by: Side, now: Now) -> Judgement {
+    let peer = match live_peer(tables, key.peer(), now) {
+        Ok(peer) => peer,
+        Err(reason) => return Judgement::refuse(reason),
+    };
+    let Some(local) = local_of(tables, local, key.local().ip()) else {
+        return Judgement::refuse(Reason::DestinationNotLocal);
+    };
+    if tables.routes.longest_match(key.remote().ip()) != Some(&peer.index) {
+        return Judgement::refuse(Reason::SourceNotPeers);
+    }
+    match opened_by {
+        Side::Peer => decide(tables, local, peer, key, now),
+        Side::Local if peer.link(local.index).is_some_and(|link| link.may_call) => Judgement::PASS,
+        Side::Local => Judgement::refuse(Reason::NoGrant),
+    }
+}
+
+fn live_peer(tables: &Tables, peer: PeerIndex, now: Now) -> Result<&Peer, Reason> {
+    let peer = tables.peer(peer).ok_or(Reason::PeerRevoked)?;
+    if now.unix >= peer.valid_until { Err(Reason::CertificateExpired) } else { Ok(peer) }
+}
+
+fn local_of(tables: &Tables, index: LocalIndex, address: IpAddr) -> Option<&Local> {
+    tables.local_at(address).filter(|local| local.index == index)
+}
+
+/// What policy says of a flow that the peer opens.
+fn decide(tables: &Tables, local: &Local, peer: &Peer, key: &FlowKey, now: Now) -> Judgement {
+    if tables.policy.is_none() {
+        return Judgement::refuse(Reason::NotReady);
+    }
+    Judgement::by_policy(match PolicyTransport::from_ip_protocol(key.protocol()) {
+        Some(transport) => local.ports.decide(peer.source, transport, key.local().port(), now.unix),
+        None => local.ports.decide_echo(peer.source, now.unix),
+    })
 }

@@ -29,12 +29,18 @@ pub struct Now {
 
 pub mod admission;
 pub mod allowed_ips;
+pub mod attribution;
+pub mod counters;
+pub mod flows;
+mod fragments;
 pub mod identity;
 pub mod output;
 pub mod packet;
+pub mod records;
 pub mod refusals;
 pub mod replay;
 pub mod session;
 pub mod tables;
 #[cfg(test)]
 mod testing;
+pub mod worker;

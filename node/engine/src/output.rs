@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::admission::{Admitted, Pass};
+use warren_proto::Reason;
+
+use crate::admission::{Admitted, Judgement, Pass};
 use crate::session::DataSession;
 use crate::tables::{Generation, LocalIndex, PeerIndex};
 
@@ -119,6 +121,22 @@ struct Train {
     closed: bool,
 }
 
+/// What one send with UDP segmentation offload takes: kernels before 6.9 count the header among 64 segments.
+const MAX_SEGMENTS: usize = 60;
+/// The largest UDP payload over IPv4.
+const MAX_TRAIN: usize = 65_507;
+
+impl Train {
+    fn takes(&self, endpoint: SocketAddr, range: &Range<usize>) -> bool {
+        let bytes = range.end - self.range.start;
+        !self.closed
+            && self.endpoint == endpoint
+            && self.range.end == range.start
+            && range.len() <= self.segment
+            && bytes <= MAX_TRAIN.min(self.segment * MAX_SEGMENTS)
+    }
+}
+
 #[derive(Debug)]
 enum EngineEntry {
     Datagram { source: SocketAddr, range: Range<usize> },
@@ -211,6 +229,72 @@ impl Outbox {
         self.for_engine.clear();
         self.handovers.clear();
         self.events.clear();
+    }
+
+    /// Where the next datagram is sealed into.
+    pub(crate) fn wire_spare(&mut self) -> &mut [u8] {
+        self.wire.spare()
+    }
+
+    /// Keeps a datagram of `length` bytes that was sealed into [`Self::wire_spare`].
+    pub(crate) fn transmit(&mut self, endpoint: SocketAddr, length: usize) {
+        let range = self.wire.keep(length);
+        if let Some(train) = self.transmits.last_mut()
+            && train.takes(endpoint, &range)
+        {
+            train.range.end = range.end;
+            train.closed = length < train.segment;
+            return;
+        }
+        self.transmits.push(Train { endpoint, range, segment: length, closed: false });
+    }
+
+    /// Where the next inner packet is opened into.
+    pub(crate) fn inner_spare(&mut self) -> &mut [u8] {
+        self.inner.spare()
+    }
+
+    /// Copies a packet to the front of [`Self::inner_spare`].
+    pub(crate) fn stage(&mut self, packet: &[u8]) -> Result<(), Reason> {
+        let space = self.inner.spare().get_mut(..packet.len()).ok_or(Reason::Malformed)?;
+        space.copy_from_slice(packet);
+        Ok(())
+    }
+
+    /// Keeps the first `length` bytes of [`Self::inner_spare`] for the host, if they may pass.
+    pub(crate) fn deliver(&mut self, judgement: &Judgement, length: usize) -> Result<(), Reason> {
+        judgement.verdict?;
+        let range = self.inner.keep(length);
+        self.deliveries.extend(Pass::judged(judgement, range));
+        Ok(())
+    }
+
+    /// Adds a refusal of this node's own for a local program.
+    pub(crate) fn deliver_own(&mut self, refusal: &[u8]) {
+        let range = self.inner.push(refusal);
+        self.deliveries.extend(range.map(Pass::own_refusal));
+    }
+
+    pub(crate) fn push_datagram(&mut self, source: SocketAddr, datagram: &[u8]) -> Result<(), Reason> {
+        let range = self.others.push(datagram).ok_or(Reason::Backpressure)?;
+        self.for_engine.push(EngineEntry::Datagram { source, range });
+        Ok(())
+    }
+
+    pub(crate) fn push_unsent(&mut self, local: LocalIndex, peer: PeerIndex, packet: &[u8]) -> Result<(), Reason> {
+        let range = self.others.push(packet).ok_or(Reason::Backpressure)?;
+        self.for_engine.push(EngineEntry::Unsent { local, peer, range });
+        Ok(())
+    }
+
+    pub(crate) fn push_handover(&mut self, worker: u16, source: SocketAddr, datagram: &[u8]) -> Result<(), Reason> {
+        let range = self.others.push(datagram).ok_or(Reason::Backpressure)?;
+        self.handovers.push(HandoverEntry { worker, source, range });
+        Ok(())
+    }
+
+    pub(crate) fn push_event(&mut self, event: WorkerEvent) {
+        self.events.push(event);
     }
 
     /// What goes out of the UDP socket, in order.

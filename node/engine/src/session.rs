@@ -94,6 +94,8 @@ pub struct DataSession {
     /// Monotonic milliseconds; zero means never.
     last_sent: AtomicU64,
     last_received: AtomicU64,
+    last_data_sent: AtomicU64,
+    last_data_received: AtomicU64,
 }
 
 /// The plaintext of one authenticated, unreplayed message. Only [`DataSession::open`] makes one.
@@ -165,6 +167,8 @@ impl DataSession {
             rekey_asked: AtomicBool::new(false),
             last_sent: AtomicU64::new(0),
             last_received: AtomicU64::new(0),
+            last_data_sent: AtomicU64::new(0),
+            last_data_received: AtomicU64::new(0),
         })
     }
 
@@ -190,6 +194,9 @@ impl DataSession {
             .seal_out_of_place_scatter(nonce(counter), Aad::empty(), packet, ciphertext, padding, rest)
             .map_err(|_| Reason::PacketTooBig)?;
         self.last_sent.store(milliseconds(now), Ordering::Relaxed);
+        if !packet.is_empty() {
+            self.last_data_sent.store(milliseconds(now), Ordering::Relaxed);
+        }
         Ok(length)
     }
 
@@ -210,6 +217,9 @@ impl DataSession {
             .map_err(|_| Reason::BadAuthentication)?;
         self.window.mark(counter)?;
         self.last_received.store(milliseconds(now), Ordering::Relaxed);
+        if !out.is_empty() {
+            self.last_data_received.store(milliseconds(now), Ordering::Relaxed);
+        }
         let first = !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::AcqRel);
         Ok(Opened { plaintext: out, first })
     }
@@ -271,6 +281,18 @@ impl DataSession {
     #[must_use]
     pub fn last_received(&self) -> Option<Duration> {
         moment(&self.last_received)
+    }
+
+    /// As [`Self::last_sent`], without keepalives.
+    #[must_use]
+    pub fn last_data_sent(&self) -> Option<Duration> {
+        moment(&self.last_data_sent)
+    }
+
+    /// As [`Self::last_received`], without keepalives.
+    #[must_use]
+    pub fn last_data_received(&self) -> Option<Duration> {
+        moment(&self.last_data_received)
     }
 
     /// The AEAD.

@@ -15,9 +15,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
+use warren_proto::policy::{CompiledPolicy, PortTable, SourceIndex};
 use warren_proto::{InstanceId, OverlayAddresses, SpiffeId, UnixTime};
 
+use crate::admission;
 use crate::allowed_ips::AllowedIps;
+use crate::flows::{CutFlow, FlowTable, MAX_FLOWS};
+use crate::Now;
 use crate::session::DataSession;
 
 /// One local instance. Given out once in a process's life, so that nothing can be inherited by index.
@@ -43,6 +47,8 @@ pub struct Local {
     pub identity: SpiffeId,
     /// The addresses it may send from and is reached at.
     pub addresses: OverlayAddresses,
+    /// Its service's compiled rules, of [`Tables::policy`].
+    pub ports: PortTable,
 }
 
 /// An admitted remote instance.
@@ -54,6 +60,8 @@ pub struct Peer {
     pub instance: InstanceId,
     /// Who it is, by its verified certificate.
     pub identity: SpiffeId,
+    /// Its identity's number in [`Tables::policy`].
+    pub source: SourceIndex,
     /// The end of its longest-lived certificate.
     pub valid_until: UnixTime,
     /// A plain WireGuard device: its packets travel in the handshake tunnel, through the slow half.
@@ -261,6 +269,8 @@ pub struct Tables {
     pub routes: Arc<AllowedIps<PeerIndex>>,
     /// Receiver indices.
     pub sessions: Sessions,
+    /// The policy in force. Without one nothing is admitted.
+    pub policy: Option<Arc<CompiledPolicy>>,
 }
 
 impl Tables {
@@ -273,6 +283,7 @@ impl Tables {
             peers: BucketMap::default(),
             routes: Arc::default(),
             sessions: Sessions::default(),
+            policy: None,
         }
     }
 
@@ -315,6 +326,7 @@ const PARKED: Generation = Generation::MAX;
 #[derive(Debug)]
 pub struct Shared {
     tables: ArcSwap<Tables>,
+    flows: FlowTable,
     workers: Box<[WorkerStatus]>,
 }
 
@@ -324,6 +336,7 @@ impl Shared {
     pub fn new(workers: u16) -> Self {
         Self {
             tables: ArcSwap::from_pointee(Tables::deny_all()),
+            flows: FlowTable::new(MAX_FLOWS),
             workers: (0..workers.max(1)).map(|_| WorkerStatus(AtomicU64::new(PARKED))).collect(),
         }
     }
@@ -354,6 +367,21 @@ impl Shared {
     pub fn reached(&self, generation: Generation) -> bool {
         fence(Ordering::SeqCst);
         self.workers.iter().all(|worker| worker.0.load(Ordering::SeqCst) >= generation)
+    }
+
+    /// Judges every live flow by the newest publication and returns those that it cuts; a worker's `handle_cut`
+    /// resets both ends of each. Call it once that publication was [`Self::reached`], and when certificates end.
+    #[must_use]
+    pub fn sweep(&self, now: Now) -> Vec<CutFlow> {
+        let tables = self.tables();
+        let judge = |flow: &_| admission::judge(&tables, flow, now).verdict;
+        self.flows.sweep(tables.generation, now.monotonic, judge)
+    }
+
+    /// Every live flow.
+    #[must_use]
+    pub const fn flows(&self) -> &FlowTable {
+        &self.flows
     }
 
     pub(crate) fn cell(&self) -> &ArcSwap<Tables> {

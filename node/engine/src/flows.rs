@@ -1,0 +1,543 @@
+//! Flows: what was judged once need not be judged for every packet, and replies pass only where this node
+//! opened the flow.
+//!
+//! One [`FlowTable`] is shared by all workers, since replies may arrive on another worker than the request left
+//! from. It is cut into shards, each behind a lock that is taken on a miss only: every worker keeps a
+//! [`FlowCache`] of pointers in front of it. A [`Flow`]'s own cells are atomics.
+//!
+//! A verdict counts at the generation it was judged at, and for [`VERDICT_LIFETIME`], since rules may end on a
+//! date. A flow that is refused after it was let in stays in the table as cut, so that what follows on either
+//! side cannot open it anew by accident.
+
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use foldhash::fast::{FixedState, RandomState};
+use hashbrown::{HashMap, HashTable};
+use warren_proto::Reason;
+
+use crate::packet::{ACK, FIN, RST, TCP, Tcp, UDP};
+use crate::tables::{Generation, LocalIndex, PeerIndex};
+
+/// Flows the table holds at most; about 200 bytes each.
+pub const MAX_FLOWS: usize = 131_072;
+/// A peer may have opened this share of the table at most, so that none starves the others.
+const PEER_SHARE: usize = 4;
+/// A verdict is judged again after this time even if nothing was published.
+pub const VERDICT_LIFETIME: Duration = Duration::from_secs(10);
+
+/// An idle TCP connection that both sides opened is forgotten after this time (Linux forgets after as long).
+const TCP_IDLE: u32 = 5 * 86_400;
+/// A TCP connection that only one side has spoken on, or that is closing.
+const TCP_TRANSIENT_IDLE: u32 = 120;
+/// A TCP connection after a RST.
+const TCP_RESET_IDLE: u32 = 10;
+/// RFC 4787, REQ-5 wants at least two minutes.
+const UDP_IDLE: u32 = 180;
+const ECHO_IDLE: u32 = 30;
+/// A flow is given up for a newer one only if it was idle for this long.
+const EVICTABLE_IDLE: u32 = 10;
+/// How many table slots are looked at to find one to give up.
+const EVICTION_SCAN: usize = 64;
+
+const SHARDS: usize = 64;
+
+/// Who sent the first packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// A local program.
+    Local,
+    /// The peer.
+    Peer,
+}
+
+/// What a packet belongs to, seen from this node. An echo has its identifier as local port; its remote port
+/// tells whose request it is, so that both sides may use one identifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    local: u128,
+    remote: u128,
+    peer: PeerIndex,
+    local_port: u16,
+    remote_port: u16,
+    protocol: u8,
+    v6: bool,
+}
+
+impl FlowKey {
+    /// The flow of a TCP or UDP packet.
+    #[must_use]
+    pub fn new(peer: PeerIndex, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Self {
+        Self {
+            local: bits(local.ip()),
+            remote: bits(remote.ip()),
+            peer,
+            local_port: local.port(),
+            remote_port: remote.port(),
+            protocol,
+            v6: local.is_ipv6(),
+        }
+    }
+
+    /// The flow of an echo request of `opened_by` and its replies.
+    #[must_use]
+    pub fn echo(peer: PeerIndex, protocol: u8, local: IpAddr, remote: IpAddr, id: u16, opened_by: Side) -> Self {
+        let remote_port = match opened_by {
+            Side::Local => 0,
+            Side::Peer => 1,
+        };
+        Self::new(peer, protocol, SocketAddr::new(local, id), SocketAddr::new(remote, remote_port))
+    }
+
+    /// The peer at the other end.
+    #[must_use]
+    pub const fn peer(&self) -> PeerIndex {
+        self.peer
+    }
+
+    /// IP protocol number.
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// The local address and port.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        SocketAddr::new(address(self.local, self.v6), self.local_port)
+    }
+
+    /// The peer's address and port.
+    #[must_use]
+    pub fn remote(&self) -> SocketAddr {
+        SocketAddr::new(address(self.remote, self.v6), self.remote_port)
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+fn address(bits: u128, v6: bool) -> IpAddr {
+    if v6 {
+        IpAddr::V6(Ipv6Addr::from_bits(bits))
+    } else {
+        IpAddr::V4(u32::try_from(bits).unwrap_or(0).into())
+    }
+}
+
+/// One flow that was let in or out.
+#[derive(Debug)]
+pub struct Flow {
+    key: FlowKey,
+    local: LocalIndex,
+    opened_by: Side,
+    /// Generation of the verdict times two, plus one if it was to let pass.
+    verdict: AtomicU64,
+    /// Monotonic seconds.
+    judged: AtomicU32,
+    last_seen: AtomicU32,
+    tcp: AtomicU8,
+    /// Sequence numbers behind the newest segment to each side: what a RST has to carry.
+    local_next: AtomicU32,
+    peer_next: AtomicU32,
+    /// No longer in the table.
+    removed: AtomicBool,
+}
+
+const LOCAL_SPOKE: u8 = 1;
+const PEER_SPOKE: u8 = 2;
+const LOCAL_FIN: u8 = 4;
+const PEER_FIN: u8 = 8;
+const WAS_RESET: u8 = 16;
+
+impl Flow {
+    fn new(key: FlowKey, local: LocalIndex, opened_by: Side, generation: Generation, now: Duration) -> Self {
+        Self {
+            key,
+            local,
+            opened_by,
+            verdict: AtomicU64::new(passing(generation)),
+            judged: AtomicU32::new(seconds(now)),
+            last_seen: AtomicU32::new(seconds(now)),
+            tcp: AtomicU8::new(0),
+            local_next: AtomicU32::new(0),
+            peer_next: AtomicU32::new(0),
+            removed: AtomicBool::new(false),
+        }
+    }
+
+    /// What it is called by.
+    #[must_use]
+    pub const fn key(&self) -> &FlowKey {
+        &self.key
+    }
+
+    /// The local instance.
+    #[must_use]
+    pub const fn local(&self) -> LocalIndex {
+        self.local
+    }
+
+    /// Who opened it.
+    #[must_use]
+    pub const fn opened_by(&self) -> Side {
+        self.opened_by
+    }
+
+    /// Whether it was judged to pass at this very `generation`, and lately. Otherwise it has to be judged again.
+    #[must_use]
+    pub fn passes_at(&self, generation: Generation, now: Duration) -> bool {
+        let age = seconds(now).saturating_sub(self.judged.load(Ordering::Relaxed));
+        self.verdict.load(Ordering::Acquire) == passing(generation) && u64::from(age) < VERDICT_LIFETIME.as_secs()
+    }
+
+    /// Records a verdict of `generation`.
+    pub fn set_verdict(&self, generation: Generation, passes: bool, now: Duration) {
+        self.judged.store(seconds(now), Ordering::Relaxed);
+        self.verdict.store(if passes { passing(generation) } else { generation << 1 }, Ordering::Release);
+    }
+
+    /// Notes a packet of `sender` that passed.
+    pub fn note(&self, sender: Side, tcp: Option<&Tcp>, now: Duration) {
+        let now = seconds(now);
+        if self.last_seen.load(Ordering::Relaxed) != now {
+            self.last_seen.store(now, Ordering::Relaxed);
+        }
+        let (spoke, fin, next) = match sender {
+            Side::Local => (LOCAL_SPOKE, LOCAL_FIN, &self.peer_next),
+            Side::Peer => (PEER_SPOKE, PEER_FIN, &self.local_next),
+        };
+        let mut bits = spoke;
+        if let Some(tcp) = tcp {
+            next.store(tcp.end(), Ordering::Relaxed);
+            if tcp.flags & FIN != 0 {
+                bits |= fin;
+            }
+            if tcp.flags & RST != 0 {
+                bits |= WAS_RESET;
+            }
+            // The four-tuple is used anew.
+            if tcp.opens() && sender == self.opened_by {
+                self.tcp.store(bits, Ordering::Relaxed);
+                return;
+            }
+            // A RST may be forged or stale to the receiver; whoever goes on talking proves it so.
+            if tcp.flags & (RST | ACK) == ACK && self.tcp.load(Ordering::Relaxed) & WAS_RESET != 0 {
+                self.tcp.fetch_and(!WAS_RESET, Ordering::Relaxed);
+            }
+        }
+        if self.tcp.load(Ordering::Relaxed) & bits != bits {
+            self.tcp.fetch_or(bits, Ordering::Relaxed);
+        }
+    }
+
+    fn idle(&self, now: u32) -> u32 {
+        now.saturating_sub(self.last_seen.load(Ordering::Relaxed))
+    }
+
+    fn is_expired(&self, now: u32) -> bool {
+        let state = self.tcp.load(Ordering::Relaxed);
+        let both = LOCAL_SPOKE | PEER_SPOKE;
+        let limit = match self.key.protocol {
+            TCP if state & WAS_RESET != 0 => TCP_RESET_IDLE,
+            TCP if state & both == both && state & (LOCAL_FIN | PEER_FIN) != LOCAL_FIN | PEER_FIN => TCP_IDLE,
+            TCP => TCP_TRANSIENT_IDLE,
+            UDP => UDP_IDLE,
+            _ => ECHO_IDLE,
+        };
+        self.idle(now) >= limit
+    }
+
+    fn passes(&self) -> bool {
+        self.verdict.load(Ordering::Acquire) & 1 == 1
+    }
+
+    /// What has to be told to both ends when it is cut.
+    #[must_use]
+    pub fn cut(&self, reason: Reason) -> CutFlow {
+        CutFlow {
+            local: self.local,
+            key: self.key,
+            opened_by: self.opened_by,
+            local_next: self.local_next.load(Ordering::Relaxed),
+            peer_next: self.peer_next.load(Ordering::Relaxed),
+            reason,
+        }
+    }
+}
+
+/// A live flow that policy, a revocation or an expiry has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutFlow {
+    /// The local instance.
+    pub local: LocalIndex,
+    /// Addresses, ports, protocol and peer.
+    pub key: FlowKey,
+    /// Who had opened it.
+    pub opened_by: Side,
+    /// TCP: the sequence number that the local socket expects.
+    pub local_next: u32,
+    /// TCP: the sequence number that the peer's socket expects.
+    pub peer_next: u32,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Every live flow of the node.
+#[derive(Debug)]
+pub struct FlowTable {
+    hasher: RandomState,
+    shards: Box<[Mutex<Shard>]>,
+    shard_limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    flows: HashTable<Entry>,
+    /// Flows opened by each peer.
+    opened: HashMap<PeerIndex, usize, FixedState>,
+    /// Where the next search for a flow to give up begins.
+    hand: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    hash: u64,
+    flow: Arc<Flow>,
+}
+
+/// What [`FlowTable::insert`] did.
+#[derive(Debug)]
+pub struct Inserted {
+    /// The flow of that key: the new one, or one that another worker put there first.
+    pub flow: Arc<Flow>,
+    /// Whether it is the new one.
+    pub is_new: bool,
+    /// An idle flow was given up for it.
+    pub evicted: bool,
+}
+
+impl FlowTable {
+    /// For at most about `limit` flows.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            hasher: RandomState::default(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shard_limit: limit.div_ceil(SHARDS).max(1),
+        }
+    }
+
+    pub(crate) fn hash(&self, key: &FlowKey) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
+        // The high bits; the table inside uses the low ones and the top seven.
+        self.shards[(hash >> 40) as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The flow of `key`, if it is live.
+    #[must_use]
+    pub fn find(&self, key: &FlowKey, now: Duration) -> Option<Arc<Flow>> {
+        self.find_hashed(key, self.hash(key), now)
+    }
+
+    fn find_hashed(&self, key: &FlowKey, hash: u64, now: Duration) -> Option<Arc<Flow>> {
+        let mut shard = self.shard(hash);
+        let found = shard.flows.find(hash, |entry| entry.flow.key == *key).map(|entry| Arc::clone(&entry.flow))?;
+        if found.is_expired(seconds(now)) {
+            shard.remove(hash, &found);
+            return None;
+        }
+        Some(found)
+    }
+
+    /// Records a flow that was just let pass at `generation`.
+    pub fn insert(
+        &self,
+        key: FlowKey,
+        local: LocalIndex,
+        opened_by: Side,
+        generation: Generation,
+        now: Duration,
+    ) -> Result<Inserted, Reason> {
+        let hash = self.hash(&key);
+        let mut shard = self.shard(hash);
+        if let Some(entry) = shard.flows.find(hash, |entry| entry.flow.key == key) {
+            return Ok(Inserted { flow: Arc::clone(&entry.flow), is_new: false, evicted: false });
+        }
+        let mut evicted = false;
+        let peer_limit = self.shard_limit.div_ceil(PEER_SHARE);
+        if opened_by == Side::Peer && shard.opened.get(&key.peer).is_some_and(|opened| *opened >= peer_limit) {
+            shard.evict(Some(key.peer), now)?;
+            evicted = true;
+        } else if shard.flows.len() >= self.shard_limit {
+            shard.evict(None, now)?;
+            evicted = true;
+        }
+        let flow = Arc::new(Flow::new(key, local, opened_by, generation, now));
+        shard.flows.insert_unique(hash, Entry { hash, flow: Arc::clone(&flow) }, |entry| entry.hash);
+        if opened_by == Side::Peer {
+            *shard.opened.entry(key.peer).or_default() += 1;
+        }
+        Ok(Inserted { flow, is_new: true, evicted })
+    }
+
+    /// Forgets a flow, so that its key can be opened anew by the other side.
+    pub fn remove(&self, key: &FlowKey) {
+        let hash = self.hash(key);
+        let mut shard = self.shard(hash);
+        let found = shard.flows.find(hash, |entry| entry.flow.key == *key).map(|entry| Arc::clone(&entry.flow));
+        if let Some(flow) = found {
+            shard.remove(hash, &flow);
+        }
+    }
+
+    /// Judges every live flow again and marks the verdicts as of `generation`. Expired flows are
+    /// removed, refused ones are cut; the newly cut ones are returned. Call it when every
+    /// worker has loaded `generation`.
+    pub fn sweep(
+        &self,
+        generation: Generation,
+        now: Duration,
+        mut judge: impl FnMut(&Flow) -> Result<(), Reason>,
+    ) -> Vec<CutFlow> {
+        let mut cut = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut gone = Vec::new();
+            for entry in &shard.flows {
+                let flow = &entry.flow;
+                if flow.is_expired(seconds(now)) {
+                    gone.push((entry.hash, Arc::clone(flow)));
+                    continue;
+                }
+                let passed = flow.passes();
+                match judge(flow) {
+                    Ok(()) => flow.set_verdict(generation, true, now),
+                    Err(reason) => {
+                        flow.set_verdict(generation, false, now);
+                        if passed {
+                            cut.push(flow.cut(reason));
+                        }
+                    }
+                }
+            }
+            for (hash, flow) in gone {
+                shard.remove(hash, &flow);
+            }
+        }
+        cut
+    }
+
+    /// How many flows are recorded.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).flows.len()).sum()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Shard {
+    fn remove(&mut self, hash: u64, flow: &Arc<Flow>) {
+        if let Ok(entry) = self.flows.find_entry(hash, |entry| Arc::ptr_eq(&entry.flow, flow)) {
+            let (entry, _) = entry.remove();
+            entry.flow.removed.store(true, Ordering::Release);
+            if entry.flow.opened_by == Side::Peer
+                && let Some(opened) = self.opened.get_mut(&entry.flow.key.peer)
+            {
+                *opened -= 1;
+                if *opened == 0 {
+                    self.opened.remove(&entry.flow.key.peer);
+                }
+            }
+        }
+    }
+
+    /// Gives up one flow: an expired one if the search meets it, else the most idle one it met.
+    fn evict(&mut self, of: Option<PeerIndex>, now: Duration) -> Result<(), Reason> {
+        let (now, slots) = (seconds(now), self.flows.num_buckets().max(1));
+        let mut victim: Option<(u32, u64, Arc<Flow>)> = None;
+        for _ in 0..slots.min(EVICTION_SCAN) {
+            self.hand = (self.hand + 1) % slots;
+            let Some(entry) = self.flows.get_bucket(self.hand) else { continue };
+            let opened_by_peer = entry.flow.opened_by == Side::Peer;
+            if of.is_some_and(|peer| !opened_by_peer || entry.flow.key.peer != peer) {
+                continue;
+            }
+            let idle = entry.flow.idle(now);
+            if entry.flow.is_expired(now) {
+                victim = Some((u32::MAX, entry.hash, Arc::clone(&entry.flow)));
+                break;
+            }
+            if idle >= EVICTABLE_IDLE && victim.as_ref().is_none_or(|(most, ..)| idle > *most) {
+                victim = Some((idle, entry.hash, Arc::clone(&entry.flow)));
+            }
+        }
+        let (_, hash, flow) = victim.ok_or(Reason::FlowTableFull)?;
+        self.remove(hash, &flow);
+        Ok(())
+    }
+}
+
+/// One worker's pointers to the flows it met last.
+#[derive(Debug)]
+pub struct FlowCache {
+    slots: Box<[Option<Arc<Flow>>]>,
+}
+
+const CACHE_SLOTS: usize = 4096;
+
+impl Default for FlowCache {
+    fn default() -> Self {
+        Self { slots: vec![None; CACHE_SLOTS].into() }
+    }
+}
+
+impl FlowCache {
+    /// The flow of `key`: from the cache without a lock, else from `table`.
+    pub fn find(&mut self, table: &FlowTable, key: &FlowKey, now: Duration) -> Option<&Flow> {
+        let hash = table.hash(key);
+        let slot = &mut self.slots[hash as usize % CACHE_SLOTS];
+        let hit = slot.as_ref().is_some_and(|flow| {
+            flow.key == *key && !flow.removed.load(Ordering::Acquire) && !flow.is_expired(seconds(now))
+        });
+        if !hit {
+            *slot = None;
+            *slot = Some(table.find_hashed(key, hash, now)?);
+        }
+        slot.as_deref()
+    }
+
+    /// Puts a flow where the next packet finds it.
+    pub fn put(&mut self, table: &FlowTable, flow: Arc<Flow>) -> Option<&Flow> {
+        let slot = &mut self.slots[table.hash(&flow.key) as usize % CACHE_SLOTS];
+        *slot = Some(flow);
+        slot.as_deref()
+    }
+}
+
+const fn passing(generation: Generation) -> u64 {
+    generation << 1 | 1
+}
+
+fn seconds(now: Duration) -> u32 {
+    u32::try_from(now.as_secs()).unwrap_or(u32::MAX)
+}
+
+
+#[cfg(test)]
+mod tests;

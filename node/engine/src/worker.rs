@@ -1,0 +1,518 @@
+//! The fast facade: what one core does with a packet, from arrival to what must leave, without waiting for
+//! anything. The shell lends it packets one by one and writes what the [`Outbox`] holds between batches.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use warren_proto::Reason;
+
+use crate::Now;
+use crate::admission::{self, Admission, Judgement};
+use crate::attribution;
+use crate::counters::Counters;
+use crate::flows::{CutFlow, FlowCache, Side};
+use crate::fragments::Fragments;
+use crate::output::{Outbox, WorkerEvent};
+use crate::packet::{ACK, Inner, RST, TCP};
+use crate::records::{self, FlowRecord, Observation, Records};
+use crate::refusals::{self, MAX_REFUSAL, Refusal, RefusalLimit, Segment};
+use crate::session::{DataSession, transport_header};
+use crate::tables::{Link, Local, LocalIndex, Peer, PeerIndex, PeerLink, Receiver, Shared, Tables};
+
+/// Lengths of WireGuard's handshake initiation, handshake response and cookie reply.
+const HANDSHAKE_LENGTHS: [usize; 3] = [148, 92, 64];
+
+/// One core's half of the data plane.
+#[derive(Debug)]
+pub struct Worker {
+    index: u16,
+    shared: Arc<Shared>,
+    tables: Arc<Tables>,
+    parked: bool,
+    reported: bool,
+    desk: Desk,
+}
+
+/// What a worker owns alone.
+#[derive(Debug)]
+struct Desk {
+    cache: FlowCache,
+    fragments: Fragments,
+    records: Records,
+    counters: Arc<Counters>,
+    limit: RefusalLimit,
+    refusal: Box<[u8; MAX_REFUSAL]>,
+    /// The last endpoint move that was reported, by receiver index.
+    moved: Option<(u32, SocketAddr)>,
+}
+
+impl Worker {
+    /// Worker number `index` of those that `shared` was made for. It begins parked, on deny-all tables.
+    #[must_use]
+    pub fn new(index: u16, shared: Arc<Shared>) -> Self {
+        Self {
+            index,
+            shared,
+            tables: Arc::new(Tables::deny_all()),
+            parked: true,
+            reported: false,
+            desk: Desk {
+                cache: FlowCache::default(),
+                fragments: Fragments::default(),
+                records: Records::default(),
+                counters: Arc::default(),
+                limit: RefusalLimit::default(),
+                refusal: Box::new([0; MAX_REFUSAL]),
+                moved: None,
+            },
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// The generation it judges by.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.tables.generation
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.desk.counters)
+    }
+
+    /// Takes up the newest tables, which says that everything judged by older ones has been written. Call it
+    /// before the first packet after a wait, and again after each batch whose output has been written.
+    pub fn begin_batch(&mut self, outbox: &mut Outbox) {
+        if self.parked {
+            self.parked = false;
+            self.shared.unpark(self.index);
+        }
+        let before = self.tables.generation;
+        {
+            let newest = self.shared.cell().load();
+            if !Arc::ptr_eq(&newest, &self.tables) {
+                self.tables = Arc::clone(&newest);
+            }
+        }
+        self.shared.report(self.index, self.tables.generation);
+        if self.tables.generation != before || !self.reported {
+            self.reported = true;
+            outbox.push_event(WorkerEvent::Loaded(self.tables.generation));
+        }
+    }
+
+    /// Says that all output has been written and that the worker holds no packet until its next
+    /// [`Self::begin_batch`]. Call it before waiting for input.
+    pub fn park(&mut self) {
+        self.parked = true;
+        self.shared.park(self.index);
+    }
+
+    /// The next record for the flow log. Ask about once a second, until there is none.
+    pub fn poll_flow_record(&mut self) -> Option<FlowRecord> {
+        let lost = self.desk.records.take_lost();
+        if lost > 0 {
+            self.desk.counters.count_lost_records(lost);
+        }
+        self.desk.records.poll()
+    }
+
+    /// A packet that a local program sent, from the TUN device.
+    pub fn handle_outbound(&mut self, packet: &[u8], now: Now, outbox: &mut Outbox) {
+        if !outbox.has_room() {
+            return self.desk.counters.drop_one(Reason::Backpressure);
+        }
+        let Self { tables, shared, desk, .. } = self;
+        if let Err(reason) = desk.outbound(tables, shared, packet, now, outbox) {
+            desk.counters.drop_one(reason);
+        }
+    }
+
+    /// A datagram from the UDP socket, or handed over by another worker.
+    pub fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Now, outbox: &mut Outbox) {
+        if !outbox.has_room() {
+            return self.desk.counters.drop_one(Reason::Backpressure);
+        }
+        if let Err(reason) = self.datagram(source, datagram, now, outbox) {
+            self.desk.counters.drop_one(reason);
+        }
+    }
+
+    /// An inner packet of a plain WireGuard peer, opened by its handshake tunnel.
+    pub fn handle_plain(&mut self, local: LocalIndex, peer: PeerIndex, packet: &[u8], now: Now, outbox: &mut Outbox) {
+        if !outbox.has_room() {
+            return self.desk.counters.drop_one(Reason::Backpressure);
+        }
+        let Self { tables, shared, desk, .. } = self;
+        let outcome = match tables.peer(peer) {
+            Some(peer) if peer.is_plain => {
+                let judged = desk.judge(tables, shared, Arrival { local, peer: peer.index, now }, packet);
+                outbox.stage(packet).and_then(|()| desk.settle(&judged, now, outbox))
+            }
+            Some(_) => Err(Reason::ProtectionMismatch),
+            None => Err(Reason::PeerRevoked),
+        };
+        if let Err(reason) = outcome {
+            desk.counters.drop_one(reason);
+        }
+    }
+
+    /// Tells both ends of a TCP connection that was cut.
+    pub fn handle_cut(&mut self, cut: &CutFlow, now: Now, outbox: &mut Outbox) {
+        let Self { tables, desk, .. } = self;
+        desk.cut(tables, cut, now, outbox);
+    }
+
+    fn datagram(
+        &mut self,
+        source: SocketAddr,
+        datagram: &[u8],
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
+        let kind = *datagram.first().ok_or(Reason::DatagramTooShort)?;
+        if let 1..=3 = kind {
+            let length = HANDSHAKE_LENGTHS[usize::from(kind) - 1];
+            if datagram.len() != length {
+                let short = datagram.len() < length;
+                return Err(if short { Reason::DatagramTooShort } else { Reason::DatagramTooLong });
+            }
+            return outbox.push_datagram(source, datagram);
+        }
+        let (receiver, _) = transport_header(datagram)?;
+        let Self { index, tables, shared, desk, .. } = self;
+        match tables.sessions.receiver(receiver).ok_or(Reason::UnknownReceiver)? {
+            Receiver::Handshake => outbox.push_datagram(source, datagram),
+            Receiver::Data(session) => match owner(receiver, shared.workers()) {
+                owner if owner == *index => desk.open(tables, shared, session, source, datagram, now, outbox),
+                owner => outbox.push_handover(owner, source, datagram),
+            },
+        }
+    }
+}
+
+/// The worker that owns the replay window of the session under a receiver index.
+fn owner(receiver: u32, workers: u16) -> u16 {
+    u16::try_from(receiver % u32::from(workers.max(1))).unwrap_or(0)
+}
+
+/// Whose packet came, by the tunnel it came through.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    local: LocalIndex,
+    peer: PeerIndex,
+    now: Now,
+}
+
+/// A peer's packet after judgement, while its bytes still lie in the spare part of the delivery arena.
+#[derive(Debug)]
+struct Judged<'t> {
+    judgement: Judgement,
+    /// Of the packet.
+    length: usize,
+    /// The answer that waits in [`Desk::refusal`]: its length and whom it goes to.
+    answer: Option<(usize, &'t Peer, &'t PeerLink)>,
+}
+
+impl Desk {
+    fn admission<'a>(&'a mut self, tables: &'a Tables, shared: &'a Shared, now: Now) -> Admission<'a> {
+        let Self { cache, fragments, .. } = self;
+        Admission { tables, flows: shared.flows(), cache, fragments, now }
+    }
+
+    /// Out: attribute, route, judge, seal.
+    fn outbound(
+        &mut self,
+        tables: &Tables,
+        shared: &Shared,
+        packet: &[u8],
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
+        let inner = Inner::parse(packet)?;
+        let attributed = attribution::attribute(tables, inner)?;
+        let local = attributed.local();
+        let routed = match attributed.route(tables, now) {
+            Ok(routed) => routed,
+            // The host's own multicast; no program waits for an answer.
+            Err(no_way) if no_way.reason == Reason::NotUnicast => return Err(no_way.reason),
+            Err(no_way) => {
+                let judgement = Judgement::refuse(no_way.reason);
+                self.record(tables, Side::Local, Some(local), no_way.peer, &inner, &judgement, now);
+                self.refuse_local(&inner, Refusal::Prohibited, local, now, outbox);
+                return Err(no_way.reason);
+            }
+        };
+        let (peer, link) = (routed.peer(), &routed.link().link);
+        let mtu = link.mtu();
+        if u32::try_from(inner.bytes().len()).is_ok_and(|length| length > mtu) {
+            self.refuse_local(&inner, Refusal::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)), local, now, outbox);
+            return Err(Reason::PacketTooBig);
+        }
+        let judgement = self.admission(tables, shared, now).release(&routed);
+        self.note_judgement(tables, Side::Local, local, peer, &inner, &judgement, now);
+        if let Err(reason) = judgement.verdict {
+            if is_answered(reason) {
+                self.refuse_local(&inner, Refusal::Prohibited, local, now, outbox);
+            }
+            return Err(reason);
+        }
+        self.send(peer, link, inner.bytes(), now, outbox)
+    }
+
+    /// In: open, then identify and admit.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one worker, lent apart")]
+    fn open(
+        &mut self,
+        tables: &Tables,
+        shared: &Shared,
+        session: &Arc<DataSession>,
+        source: SocketAddr,
+        datagram: &[u8],
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
+        let arrival = Arrival { local: session.local(), peer: session.peer(), now };
+        let opened = session.open(datagram, outbox.inner_spare(), now)?;
+        let is_first = opened.is_first();
+        let packet = opened.plaintext();
+        let judged = (!packet.is_empty()).then(|| self.judge(tables, shared, arrival, packet));
+        if is_first {
+            outbox.push_event(WorkerEvent::Confirmed(Arc::clone(session)));
+        }
+        self.follow_endpoint(tables, session, source, outbox);
+        match judged {
+            Some(judged) => self.settle(&judged, now, outbox),
+            // A keepalive.
+            None => Ok(()),
+        }
+    }
+
+    /// Identifies and judges a packet that authenticated, and builds the answer to it where one is due.
+    fn judge<'t>(&mut self, tables: &'t Tables, shared: &Shared, arrival: Arrival, packet: &[u8]) -> Judged<'t> {
+        let Arrival { local, peer, now } = arrival;
+        let refused = |reason| Judged { judgement: Judgement::refuse(reason), length: 0, answer: None };
+        if tables.policy.is_none() {
+            return refused(Reason::NotReady);
+        }
+        let inner = match Inner::parse(packet) {
+            Ok(inner) => inner,
+            Err(reason) => return refused(reason),
+        };
+        let identified = match attribution::identify(tables, peer, local, inner, now) {
+            Ok(identified) => identified,
+            // Silence: who speaks as somebody else learns nothing.
+            Err(reason) => {
+                let (local, peer) = (tables.local(local), tables.peer(peer).map(AsRef::as_ref));
+                self.record(tables, Side::Peer, local, peer, &inner, &Judgement::refuse(reason), now);
+                return refused(reason);
+            }
+        };
+        let judgement = self.admission(tables, shared, now).admit(&identified);
+        let (local, peer) = (tables.local(local), tables.peer(peer).map(AsRef::as_ref));
+        let mut answer = None;
+        if let (Some(local), Some(peer)) = (local, peer) {
+            self.note_judgement(tables, Side::Peer, local, peer, &inner, &judgement, now);
+            if judgement.verdict.is_err_and(is_answered)
+                && let Some(link) = peer.link(local.index)
+                && self.limit.take(peer.index.0, now.monotonic)
+            {
+                let length = refusals::build(&inner, Refusal::Prohibited, &mut self.refusal);
+                answer = length.map(|length| (length, peer, link));
+            }
+        }
+        Judged { judgement, length: inner.bytes().len(), answer }
+    }
+
+    /// Delivers what passed; answers what did not.
+    fn settle(
+        &mut self,
+        judged: &Judged<'_>,
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
+        if let Some((length, peer, link)) = judged.answer {
+            self.answer_peer(peer, &link.link, length, now, outbox);
+        }
+        judged.judgement.verdict?;
+        outbox.deliver(&judged.judgement, judged.length)?;
+        self.counters.count_in(judged.length);
+        Ok(())
+    }
+
+    /// Seals a judged packet, or leaves it to the slow half where there is no session to seal it with.
+    fn send(
+        &mut self,
+        peer: &Peer,
+        link: &Link,
+        packet: &[u8],
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
+        if !peer.is_plain
+            && let Some(session) = link.egress().as_ref()
+            && let Some(endpoint) = link.endpoint()
+        {
+            match session.seal(packet, outbox.wire_spare(), now) {
+                Ok(length) => {
+                    outbox.transmit(endpoint, length);
+                    self.counters.count_out(packet.len());
+                    if session.take_rekey_request(now) {
+                        outbox.push_event(WorkerEvent::RekeyDue(Arc::clone(session)));
+                    }
+                    return Ok(());
+                }
+                // The slow half begins the next one and sends this packet through it.
+                Err(Reason::SessionExpired | Reason::CertificateExpired) => {}
+                Err(reason) => return Err(reason),
+            }
+        }
+        self.counters.count_out(packet.len());
+        outbox.push_unsent(link.local(), link.peer(), packet)
+    }
+
+    /// An authenticated datagram shows where the peer is now; the slow half decides whether to follow.
+    fn follow_endpoint(
+        &mut self,
+        tables: &Tables,
+        session: &Arc<DataSession>,
+        source: SocketAddr,
+        outbox: &mut Outbox,
+    ) {
+        let Some(link) = tables.peer(session.peer()).and_then(|peer| peer.link(session.local())) else { return };
+        let moved = (session.local_index(), source);
+        if link.link.endpoint() != Some(source) && self.moved != Some(moved) {
+            self.moved = Some(moved);
+            outbox.push_event(WorkerEvent::Moved(Arc::clone(session), source));
+        }
+    }
+
+    /// Tells a local program that its packet was refused.
+    fn refuse_local(&mut self, inner: &Inner<'_>, refusal: Refusal, local: &Local, now: Now, outbox: &mut Outbox) {
+        // Local programs and peers share the buckets; counted from the other end they seldom meet.
+        if self.limit.take(!local.index.0, now.monotonic)
+            && let Some(length) = refusals::build(inner, refusal, &mut self.refusal)
+        {
+            self.counters.count_refusal();
+            outbox.deliver_own(&self.refusal[..length]);
+        }
+    }
+
+    /// Sends the answer in [`Self::refusal`] to a peer. It begins no session of its own.
+    fn answer_peer(&mut self, peer: &Peer, link: &Link, length: usize, now: Now, outbox: &mut Outbox) {
+        if !peer.is_plain && link.egress().is_none() {
+            return;
+        }
+        let answer = *self.refusal;
+        if self.send(peer, link, &answer[..length], now, outbox).is_ok() {
+            self.counters.count_refusal();
+        }
+    }
+
+    fn cut(&mut self, tables: &Tables, cut: &CutFlow, now: Now, outbox: &mut Outbox) {
+        let (key, local) = (&cut.key, tables.local(cut.local));
+        let peer = tables.peer(key.peer()).map(AsRef::as_ref);
+        let judgement = admission::judge_anew(tables, key, cut.local, cut.opened_by, now);
+        let (source, destination) = match cut.opened_by {
+            Side::Local => (key.local(), key.remote()),
+            Side::Peer => (key.remote(), key.local()),
+        };
+        let seen = Observation {
+            sender: cut.opened_by,
+            local,
+            peer,
+            source,
+            destination,
+            protocol: key.protocol(),
+            verdict: Err(cut.reason),
+            audit: false,
+            rule: judgement.rule,
+        };
+        self.records.observe(&seen, tables.policy.as_ref(), now.unix);
+        if key.protocol() != TCP {
+            return;
+        }
+        let segment = |from: SocketAddr, to: SocketAddr, sequence, acknowledgement| Segment {
+            from_port: from.port(),
+            to_port: to.port(),
+            sequence,
+            acknowledgement,
+            flags: RST | ACK,
+        };
+        let (near, far) = (key.local(), key.remote());
+        let to_local = segment(far, near, cut.local_next, cut.peer_next);
+        if let Some(length) = to_local.write(far.ip(), near.ip(), &mut self.refusal) {
+            self.counters.count_refusal();
+            outbox.deliver_own(&self.refusal[..length]);
+        }
+        let to_peer = segment(near, far, cut.peer_next, cut.local_next);
+        if let Some(peer) = peer
+            && let Some(link) = peer.link(cut.local)
+            && let Some(length) = to_peer.write(near.ip(), far.ip(), &mut self.refusal)
+        {
+            self.answer_peer(peer, &link.link, length, now, outbox);
+        }
+    }
+
+    /// Records what the flow log has to hear of: flows opened, flows given up, refusals.
+    #[expect(clippy::too_many_arguments, reason = "one record's parts")]
+    fn note_judgement(
+        &mut self,
+        tables: &Tables,
+        sender: Side,
+        local: &Local,
+        peer: &Peer,
+        inner: &Inner<'_>,
+        judgement: &Judgement,
+        now: Now,
+    ) {
+        if judgement.evicted {
+            self.counters.drop_one(Reason::EvictedFlow);
+        }
+        if judgement.opened || judgement.verdict.is_err() {
+            self.record(tables, sender, Some(local), Some(peer), inner, judgement, now);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one record's parts")]
+    fn record(
+        &mut self,
+        tables: &Tables,
+        sender: Side,
+        local: Option<&Local>,
+        peer: Option<&Peer>,
+        inner: &Inner<'_>,
+        judgement: &Judgement,
+        now: Now,
+    ) {
+        let (source, destination) = records::endpoints(inner);
+        let Judgement { verdict, audit, rule, .. } = *judgement;
+        let protocol = inner.protocol;
+        let seen = Observation { sender, local, peer, source, destination, protocol, verdict, audit, rule };
+        self.records.observe(&seen, tables.policy.as_ref(), now.unix);
+    }
+}
+
+/// The refusals that their sender is told of. The others are attacks, defects or overload, and get silence.
+const fn is_answered(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoRule
+            | Reason::DeniedByRule
+            | Reason::RequireFailed
+            | Reason::NoService
+            | Reason::NotAReply
+            | Reason::PolicyChanged
+            | Reason::NotEnforceable
+            | Reason::NoGrant
+    )
+}
+
+#[cfg(test)]
+mod tests;
