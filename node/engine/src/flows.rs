@@ -125,11 +125,7 @@ fn bits(address: IpAddr) -> u128 {
 }
 
 fn address(bits: u128, v6: bool) -> IpAddr {
-    if v6 {
-        IpAddr::V6(Ipv6Addr::from_bits(bits))
-    } else {
-        IpAddr::V4(u32::try_from(bits).unwrap_or(0).into())
-    }
+    if v6 { IpAddr::V6(Ipv6Addr::from_bits(bits)) } else { IpAddr::V4(u32::try_from(bits).unwrap_or(0).into()) }
 }
 
 /// One flow that was let in or out.
@@ -537,7 +533,6 @@ const fn passing(generation: Generation) -> u64 {
 fn seconds(now: Duration) -> u32 {
     u32::try_from(now.as_secs()).unwrap_or(u32::MAX)
 }
-
 
 #[cfg(test)]
 mod tests;

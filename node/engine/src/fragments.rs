@@ -91,7 +91,8 @@ impl Fragments {
             return Err(Reason::OverlappingFragment);
         }
         if self.datagrams.len() >= MAX_DATAGRAMS {
-            self.datagrams.retain(|_, datagram| !datagram.is_complete() && now.saturating_sub(datagram.began) < LIFETIME);
+            self.datagrams
+                .retain(|_, datagram| !datagram.is_complete() && now.saturating_sub(datagram.began) < LIFETIME);
         }
         if self.datagrams.len() >= MAX_DATAGRAMS {
             return Err(Reason::UnknownFragment);

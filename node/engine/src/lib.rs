@@ -6,10 +6,11 @@
 //! In:   UDP -> session (open) -> attribution (identify) -> fragments -> flows -> admission (admit) -> TUN
 //! ```
 //!
-//! * The fast half is `Worker`, one per core. The shell lends it packets; it judges each one against the
-//!   current `Tables` and writes what must leave into an `Outbox`.
+//! * The fast half is [`Worker`](worker::Worker), one per core. The shell lends it packets; it judges each one
+//!   against the current [`Tables`](tables::Tables) and writes what must leave into an
+//!   [`Outbox`](output::Outbox).
 //! * The slow half has one owner: handshakes, key exchange, timers and the application of policy. It builds
-//!   `Tables` and publishes them through `Shared`.
+//!   [`Tables`](tables::Tables) and publishes them through [`Shared`](tables::Shared).
 //!
 //! A packet on the fast path that hits the flow cache costs no allocation and no lock.
 

@@ -169,7 +169,8 @@ impl<'a> Inner<'a> {
 }
 
 fn fragment(id: u32, offset: usize, more: bool, length: usize) -> Result<Fragment, Reason> {
-    if (more || offset > 0) && length == 0 || more && length % 8 != 0 || offset + length > 65_535 {
+    let is_part = more || offset > 0;
+    if (is_part && length == 0) || (more && !length.is_multiple_of(8)) || offset + length > 65_535 {
         return Err(Reason::Malformed);
     }
     Ok(match (offset, more) {

@@ -18,10 +18,10 @@ use hashbrown::HashMap;
 use warren_proto::policy::{CompiledPolicy, PortTable, SourceIndex};
 use warren_proto::{InstanceId, OverlayAddresses, SpiffeId, UnixTime};
 
+use crate::Now;
 use crate::admission;
 use crate::allowed_ips::AllowedIps;
 use crate::flows::{CutFlow, FlowTable, MAX_FLOWS};
-use crate::Now;
 use crate::session::DataSession;
 
 /// One local instance. Given out once in a process's life, so that nothing can be inherited by index.
@@ -188,9 +188,7 @@ impl<V: Clone> BucketMap<V> {
 
     /// Removes what is at `key`; copies at most one bucket.
     pub fn remove(&mut self, key: u32) -> Option<V> {
-        if self.get(key).is_none() {
-            return None;
-        }
+        self.get(key)?;
         self.bucket_mut(key).remove(&key)
     }
 

@@ -116,7 +116,7 @@ pub(crate) fn fragment(whole: &[u8], id: u16, offset: u16, more: bool, length: u
     packet.extend(&whole[20 + usize::from(offset)..][..length]);
     packet[2..4].copy_from_slice(&u16::try_from(length + 20).expect("short").to_be_bytes());
     packet[4..6].copy_from_slice(&id.to_be_bytes());
-    let field = offset / 8 | if more { 0x2000 } else { 0 };
+    let field = (offset / 8) | if more { 0x2000 } else { 0 };
     packet[6..8].copy_from_slice(&field.to_be_bytes());
     packet
 }

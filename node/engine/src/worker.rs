@@ -169,13 +169,7 @@ impl Worker {
         desk.cut(tables, cut, now, outbox);
     }
 
-    fn datagram(
-        &mut self,
-        source: SocketAddr,
-        datagram: &[u8],
-        now: Now,
-        outbox: &mut Outbox,
-    ) -> Result<(), Reason> {
+    fn datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
         let kind = *datagram.first().ok_or(Reason::DatagramTooShort)?;
         if let 1..=3 = kind {
             let length = HANDSHAKE_LENGTHS[usize::from(kind) - 1];
@@ -331,12 +325,7 @@ impl Desk {
     }
 
     /// Delivers what passed; answers what did not.
-    fn settle(
-        &mut self,
-        judged: &Judged<'_>,
-        now: Now,
-        outbox: &mut Outbox,
-    ) -> Result<(), Reason> {
+    fn settle(&mut self, judged: &Judged<'_>, now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
         if let Some((length, peer, link)) = judged.answer {
             self.answer_peer(peer, &link.link, length, now, outbox);
         }
@@ -347,14 +336,7 @@ impl Desk {
     }
 
     /// Seals a judged packet, or leaves it to the slow half where there is no session to seal it with.
-    fn send(
-        &mut self,
-        peer: &Peer,
-        link: &Link,
-        packet: &[u8],
-        now: Now,
-        outbox: &mut Outbox,
-    ) -> Result<(), Reason> {
+    fn send(&mut self, peer: &Peer, link: &Link, packet: &[u8], now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
         if !peer.is_plain
             && let Some(session) = link.egress().as_ref()
             && let Some(endpoint) = link.endpoint()

@@ -33,7 +33,7 @@ fn a_key_gives_back_its_addresses() {
 
 #[test]
 fn a_verdict_counts_at_its_own_generation_and_for_ten_seconds() {
-    let table = FlowTable::new(64);
+    let table = FlowTable::new(4096);
     let flow = open(&table, key(1, TCP, 1), Side::Peer, START).expect("inserted").flow;
     assert!(flow.passes_at(1, START));
     assert!(!flow.passes_at(0, START) && !flow.passes_at(2, START));
@@ -45,7 +45,7 @@ fn a_verdict_counts_at_its_own_generation_and_for_ten_seconds() {
 #[test]
 fn flows_end_by_protocol_and_state() {
     let idle = |protocol, notes: &[(Side, u8)]| {
-        let table = FlowTable::new(64);
+        let table = FlowTable::new(4096);
         let flow = open(&table, key(1, protocol, 1), Side::Local, START).expect("inserted").flow;
         for (side, flags) in notes {
             flow.note(*side, (protocol == TCP).then(|| segment(*flags)).as_ref(), START);
@@ -77,7 +77,8 @@ fn a_full_table_gives_up_idle_flows_and_no_busy_ones() {
     }
     assert!(refused > 0 && table.len() <= SHARDS * 4);
     let later = START + Duration::from_secs(u64::from(EVICTABLE_IDLE));
-    let evicted = (2000..2100).filter(|port| open(&table, key(1, UDP, *port), Side::Local, later).expect("room").evicted);
+    let evicted =
+        (2000..2100).filter(|port| open(&table, key(1, UDP, *port), Side::Local, later).expect("room").evicted);
     assert!(evicted.count() > 0);
     assert!(table.len() <= SHARDS * 4);
 }
@@ -94,7 +95,7 @@ fn one_peer_cannot_fill_the_table() {
 
 #[test]
 fn a_removed_flow_is_not_served_from_a_cache() {
-    let (table, mut cache) = (FlowTable::new(64), FlowCache::default());
+    let (table, mut cache) = (FlowTable::new(4096), FlowCache::default());
     let flow = key(1, UDP, 1);
     open(&table, flow, Side::Local, START).expect("inserted");
     assert!(cache.find(&table, &flow, START).is_some());
@@ -105,7 +106,7 @@ fn a_removed_flow_is_not_served_from_a_cache() {
 
 #[test]
 fn a_sweep_cuts_once_and_forgets_the_expired() {
-    let table = FlowTable::new(64);
+    let table = FlowTable::new(4096);
     let kept = open(&table, key(1, TCP, 1), Side::Peer, START).expect("inserted").flow;
     let refused = open(&table, key(2, TCP, 2), Side::Peer, START).expect("inserted").flow;
     let judge = |flow: &Flow| if flow.key().peer() == PeerIndex(1) { Ok(()) } else { Err(Reason::NoRule) };

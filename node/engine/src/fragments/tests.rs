@@ -20,7 +20,15 @@ impl Path {
         self.send(id, offset, more, length, now, 1)
     }
 
-    fn send(&mut self, id: u16, offset: u16, more: bool, length: usize, now: Duration, generation: u64) -> Result<(), Reason> {
+    fn send(
+        &mut self,
+        id: u16,
+        offset: u16,
+        more: bool,
+        length: usize,
+        now: Duration,
+        generation: u64,
+    ) -> Result<(), Reason> {
         let packet = fragment(&self.whole, id, offset, more, length);
         let inner = Inner::parse(&packet).expect("parsed");
         if offset == 0 {

@@ -171,7 +171,13 @@ impl World {
     }
 
     /// A datagram arrives at the wrong worker first.
-    fn receive(&mut self, from: usize, to: usize, datagram: &[u8], outcome: &mut Outcome) -> Vec<(usize, usize, Vec<u8>)> {
+    fn receive(
+        &mut self,
+        from: usize,
+        to: usize,
+        datagram: &[u8],
+        outcome: &mut Outcome,
+    ) -> Vec<(usize, usize, Vec<u8>)> {
         let now = self.now;
         let node = &mut self.nodes[to];
         let mut wire = Vec::new();
@@ -883,7 +889,13 @@ fn sessions_report_their_first_message_their_age_and_a_moved_peer_once() {
         events.extend(node.outbox.events().iter().cloned());
     }
     assert_eq!(events.iter().filter(|event| matches!(event, WorkerEvent::Confirmed(_))).count(), 1);
-    let moved: Vec<_> = events.iter().filter_map(|event| match event { WorkerEvent::Moved(_, to) => Some(*to), _ => None }).collect();
+    let moved: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            WorkerEvent::Moved(_, to) => Some(*to),
+            _ => None,
+        })
+        .collect();
     assert_eq!(moved, [endpoint(BATCH)]);
     assert_eq!(world.nodes[API].link(WEB).endpoint(), Some(endpoint(WEB)), "the slow half decides");
 
@@ -891,7 +903,8 @@ fn sessions_report_their_first_message_their_age_and_a_moved_peer_once() {
     let mut due = 0;
     for port in 0..3 {
         world.seal(WEB, &there.udp(50_000 + port, 53, b""));
-        due += world.nodes[WEB].outbox.events().iter().filter(|event| matches!(event, WorkerEvent::RekeyDue(_))).count();
+        due +=
+            world.nodes[WEB].outbox.events().iter().filter(|event| matches!(event, WorkerEvent::RekeyDue(_))).count();
     }
     assert_eq!(due, 1);
 }
@@ -997,7 +1010,7 @@ fn equal_datagrams_to_one_peer_form_one_train() {
         node.workers[0].handle_outbound(&to.udp(1, 53, &vec![0; length]), world.now, &mut node.outbox);
     }
     let shapes: Vec<_> = node.outbox.transmits().map(|train| (train.segment, train.datagrams().count())).collect();
-    let sealed = |length| sealed_length(48 + length);
+    let sealed = |length: usize| sealed_length(48 + length);
     assert_eq!(shapes, [(sealed(1000), 3), (sealed(1000), 1), (sealed(1000), 1), (sealed(100), 1), (sealed(1000), 1)]);
 }
 
