@@ -20,6 +20,10 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(30);
 /// Against somebody who undoes every repair: after this many in a row the next waits for `REPAIR_PAUSE`.
 const REPAIRS_IN_A_ROW: u32 = 20;
 const REPAIR_PAUSE: Duration = Duration::from_secs(1);
+/// A repair may fail because somebody is still changing things: it is tried this often before the node gives up,
+const ATTEMPTS: u32 = 10;
+/// with this long in between unless another change is noticed earlier.
+const ATTEMPT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What the keeper tells the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,10 +116,10 @@ struct Watch {
 
 impl Watch {
     fn run(mut self, events: &dyn Fn(HostEvent)) {
-        let mut repairs = 0;
+        let (mut repairs, mut failures) = (0, 0);
         let mut calm_since = Instant::now();
         loop {
-            let verify = self.wait();
+            let verify = self.wait(if failures == 0 { VERIFY_INTERVAL } else { ATTEMPT_INTERVAL });
             loop {
                 match self.received.try_recv() {
                     Ok(Command::Apply(desired, answer)) => {
@@ -138,8 +142,9 @@ impl Watch {
                 continue;
             }
             match self.host.apply(&self.desired) {
-                Ok(changes) if changes.made.is_empty() => {}
+                Ok(changes) if changes.made.is_empty() => failures = 0,
                 Ok(changes) => {
+                    failures = 0;
                     events(HostEvent::Repaired(changes.made));
                     if calm_since.elapsed() > REPAIR_PAUSE {
                         repairs = 0;
@@ -150,6 +155,7 @@ impl Watch {
                         std::thread::sleep(REPAIR_PAUSE);
                     }
                 }
+                Err(HostError::Refused { .. }) if failures < ATTEMPTS => failures += 1,
                 Err(error) => {
                     events(HostEvent::Failed(error));
                     return;
@@ -159,14 +165,14 @@ impl Watch {
     }
 
     /// Waits for a command or a reason to verify; whether there is one.
-    fn wait(&mut self) -> bool {
+    fn wait(&mut self, at_most: Duration) -> bool {
         let [routes, nftables] = &self.listeners;
         let mut descriptors = [
             PollFd::new(&self.woken, PollFlags::IN),
             PollFd::from_borrowed_fd(routes.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(nftables.as_fd(), PollFlags::IN),
         ];
-        let timeout = Timespec { tv_sec: VERIFY_INTERVAL.as_secs().cast_signed(), tv_nsec: 0 };
+        let timeout = Timespec { tv_sec: at_most.as_secs().cast_signed(), tv_nsec: at_most.subsec_nanos().into() };
         let ready = poll(&mut descriptors, Some(&timeout));
         let commanded = !descriptors[0].revents().is_empty();
         if commanded {
