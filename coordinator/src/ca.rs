@@ -1,4 +1,5 @@
-//! The certificate authority: a root, an issuing intermediate, and what the coordinator itself presents and signs with.
+//! The certificate authority: a root, an issuing intermediate, and what the coordinator itself presents and
+//! signs with.
 //!
 //! ```text
 //! root (P-384, 10 years) -+- issuing intermediate (P-256, 30 days, path length 0, overlay prefixes only)
@@ -7,9 +8,9 @@
 //!                         +- manifest signer (Ed25519)
 //! ```
 //!
-//! [`Authority`] is an immutable value read from a directory. The root's key stands in a file of its own that is needed only to
-//! renew the other three, so it may be kept elsewhere in between. Issuance builds every certificate from the caller's terms;
-//! of a request only the public key is used.
+//! [`Authority`] is an immutable value read from a directory. The root's key stands in a file of its own that is
+//! needed only to renew the other three, so it may be kept elsewhere in between. Issuance builds every
+//! certificate from the caller's terms; of a request only the public key is used.
 
 mod authority;
 mod files;

@@ -1,8 +1,9 @@
 //! The profiles of warren's certificates: DER in, a checked certificate of one kind out.
 //!
-//! A certificate is parsed once. What comes out carries everything that later checks need, so that no second parser can
-//! read it otherwise. These types say that a certificate *has the form* of its kind; that somebody trusted signed it is
-//! shown by [`crate::control_trust`] (control link) and the engine's `identity` (tunnels), never here.
+//! A certificate is parsed once. What comes out carries everything that later checks need, so that no second
+//! parser can read it otherwise. These types say that a certificate *has the form* of its kind; that somebody
+//! trusted signed it is shown by [`crate::control_trust`] (control link) and the engine's `identity` (tunnels),
+//! never here.
 //!
 //! | kind | identity | key | key usage purposes | issued by |
 //! |---|---|---|---|---|
@@ -38,7 +39,8 @@ pub const MAX_CHAIN_BYTES: usize = 16 << 10;
 /// How far a certificate's notBefore may lie ahead of the local clock. Issuers date back by as much.
 pub const CLOCK_SKEW: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// A certificate's serial number: its magnitude, big-endian, without leading zeros, at most 20 bytes (RFC 5280, 4.1.2.2).
+/// A certificate's serial number: its magnitude, big-endian, without leading zeros, at most 20 bytes (RFC 5280,
+/// 4.1.2.2).
 ///
 /// Together with the issuer's [`KeyId`] it names a certificate for revocation. A hash of the certificate would not:
 /// an ECDSA signature can be re-encoded by anybody.

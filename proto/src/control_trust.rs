@@ -1,9 +1,9 @@
 //! Whom to believe on the control link, and the one path validation that everything trusts by.
 //!
-//! [`anchor`] is RFC 5280 path validation (by rustls-webpki) against the roots of one trust domain, with this project's
-//! conditions on intermediates and dates. [`verify_node`] and [`verify_coordinator`] are what the TLS verifiers of
-//! coordinator and node ask; the engine's `identity` builds tunnel admission and manifest signatures on the same [`anchor`].
-//! Why it stands here: docs/decisions/0010-one-path-validation.md.
+//! [`anchor`] is RFC 5280 path validation (by rustls-webpki) against the roots of one trust domain, with this
+//! project's conditions on intermediates and dates. [`verify_node`] and [`verify_coordinator`] are what the TLS
+//! verifiers of coordinator and node ask; the engine's `identity` builds tunnel admission and manifest
+//! signatures on the same [`anchor`]. Why it stands here: docs/decisions/0010-one-path-validation.md.
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor};
 use webpki::aws_lc_rs::{ECDSA_P256_SHA256, ECDSA_P256_SHA384, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519};
@@ -35,8 +35,8 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// The purpose that no certificate on the path may exclude. That the leaf itself names it is its profile's to check: an
-    /// intermediate of an outside CA may leave purposes open.
+    /// The purpose that no certificate on the path may exclude. That the leaf itself names it is its profile's
+    /// to check: an intermediate of an outside CA may leave purposes open.
     const fn key_usage(self) -> KeyUsage {
         let oid = match self {
             Self::Tunnel => oid::MESH_TUNNEL,
@@ -96,15 +96,16 @@ pub struct TrustedCoordinator {
     pub path: AnchoredPath,
 }
 
-/// Whether `chain` is a node's, for the coordinator's TLS verifier. Revocation and registration are the caller's to check.
+/// Whether `chain` is a node's, for the coordinator's TLS verifier. Revocation and registration are the caller's
+/// to check.
 pub fn verify_node(chain: Chain<'_>, bundle: &TrustBundle, now: UnixTime) -> Result<TrustedNode, Refusal> {
     let certificate = NodeCertificate::parse(chain.leaf())?;
     let path = anchor(certificate.leaf(), chain, bundle, Purpose::Node, now)?;
     Ok(TrustedNode { certificate, path })
 }
 
-/// Whether `chain` is a coordinator's of the bundle's trust domain, for the node's and the CLI's TLS verifier. The dialled
-/// name is of no account.
+/// Whether `chain` is a coordinator's of the bundle's trust domain, for the node's and the CLI's TLS verifier.
+/// The dialled name is of no account.
 pub fn verify_coordinator(
     chain: Chain<'_>,
     bundle: &TrustBundle,
@@ -115,12 +116,12 @@ pub fn verify_coordinator(
     Ok(TrustedCoordinator { certificate, path })
 }
 
-/// Whether `leaf`, the checked form of `chain`'s first certificate, belongs to the bundle's trust domain and has a valid
-/// path to one of its roots, for `purpose`, at `now`.
+/// Whether `leaf`, the checked form of `chain`'s first certificate, belongs to the bundle's trust domain and has
+/// a valid path to one of its roots, for `purpose`, at `now`.
 ///
-/// The path is the one that the validation found, not what was sent: a certificate that was sent and not used is neither trusted nor
-/// held against the leaf. Beyond RFC 5280: the issuers are as [`Purpose`] says, roots are held to their dates, the leaf names its
-/// issuer's key, and nothing lives at or past its notAfter.
+/// The path is the one that the validation found, not what was sent: a certificate that was sent and not used is
+/// neither trusted nor held against the leaf. Beyond RFC 5280: the issuers are as [`Purpose`] says, roots are
+/// held to their dates, the leaf names its issuer's key, and nothing lives at or past its notAfter.
 pub fn anchor(
     leaf: &Leaf,
     chain: Chain<'_>,

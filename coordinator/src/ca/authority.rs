@@ -128,7 +128,8 @@ impl Authority {
         })
     }
 
-    /// The CA with everything issued again that is past half of its life at `now`; `None` when nothing is. Reads and writes files.
+    /// The CA with everything issued again that is past half of its life at `now`; `None` when nothing is. Reads
+    /// and writes files.
     ///
     /// # Errors
     /// [`CaError`]; this one stays usable.
@@ -282,8 +283,8 @@ impl Kind<SignerCertificate> {
 }
 
 impl Workshop<'_> {
-    /// Reads the credential in `file`, or issues a new one when there is none, when it is past half of its life, or when it
-    /// says something else than the parameters.
+    /// Reads the credential in `file`, or issues a new one when there is none, when it is past half of its life,
+    /// or when it says something else than the parameters.
     fn credential<C>(&self, file: &str, what: &'static str, kind: &Kind<C>) -> Result<Credential<C>, CaError> {
         let path = self.directory.join(file);
         if let Some(pem) = files::read(&path)? {

@@ -1,5 +1,5 @@
-//! The CA's directory: mode 0700, every file 0600 and replaced in one step, key and certificate of a credential in one file
-//! so that they cannot part.
+//! The CA's directory: mode 0700, every file 0600 and replaced in one step, key and certificate of a credential
+//! in one file so that they cannot part.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};

@@ -56,8 +56,8 @@ impl Authority {
     /// Issues a tunnel certificate to `key` on `terms`.
     ///
     /// # Errors
-    /// [`Reason::KeyLowOrder`] and [`Reason::InvalidField`] for terms no node would admit, [`Reason::IssuerExpiring`] when the
-    /// intermediate ends within five minutes.
+    /// [`Reason::KeyLowOrder`] and [`Reason::InvalidField`] for terms no node would admit,
+    /// [`Reason::IssuerExpiring`] when the intermediate ends within five minutes.
     pub fn issue_tunnel(
         &self,
         key: &RequesterKey,

@@ -1,5 +1,5 @@
-//! Certificate requests: PKCS#10 in, one checked public key out. Subject, extensions and attributes are not looked at, for whoever
-//! asks has no say in what is certified.
+//! Certificate requests: PKCS#10 in, one checked public key out. Subject, extensions and attributes are not
+//! looked at, for whoever asks has no say in what is certified.
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rcgen::SubjectPublicKeyInfo;

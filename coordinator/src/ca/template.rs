@@ -1,5 +1,6 @@
-//! What goes into each kind of certificate. Nothing is left to the builder's defaults, several of which are unfit: a validity from 1975 to
-//! 4096, a serial number derived from the key, no authority key identifier, no BasicConstraints on leaves.
+//! What goes into each kind of certificate. Nothing is left to the builder's defaults, several of which are
+//! unfit: a validity from 1975 to 4096, a serial number derived from the key, no authority key identifier, no
+//! BasicConstraints on leaves.
 
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    /// From a little before `now`, so that a clock slightly behind accepts it, for `lifetime`, but never past its issuer.
+    /// From a little before `now`, so that a clock slightly behind accepts it, for `lifetime`, but never past
+    /// its issuer.
     pub(super) fn new(now: UnixTime, lifetime: Duration, issuer_ends: Option<UnixTime>) -> Self {
         let not_after = now.plus(lifetime);
         Self { not_before: now.minus(CLOCK_SKEW), not_after: issuer_ends.map_or(not_after, |ends| ends.min(not_after)) }
@@ -67,8 +69,8 @@ pub(super) fn root(trust_domain: &TrustDomain, validity: Validity) -> Result<Cer
     authority(trust_domain, "root", 1, validity)
 }
 
-/// The issuing intermediate: marked, path length 0, confined to the purposes of workloads and nodes, and unable to certify an
-/// address outside the overlay.
+/// The issuing intermediate: marked, path length 0, confined to the purposes of workloads and nodes, and unable
+/// to certify an address outside the overlay.
 pub(super) fn intermediate(
     trust_domain: &TrustDomain,
     overlay: &Overlay,

@@ -1,9 +1,10 @@
 //! Admission: from a record that anybody may have handed over to a peer that a trusted authority vouches for.
 //!
 //! [`verify`] is one pure function, run by every node for every certificate it is sent. Only its result, a
-//! [`VerifiedPeer`], can become a handshake tunnel; nothing else constructs one. [`verify_all`] judges a whole scope, where
-//! two records that claim one address or key refute each other. [`verify_signed_object`] does for manifests and heartbeats
-//! what admission does for keys. Whoever distributes records can therefore delay or drop, but not inject.
+//! [`VerifiedPeer`], can become a handshake tunnel; nothing else constructs one. [`verify_all`] judges a whole
+//! scope, where two records that claim one address or key refute each other. [`verify_signed_object`] does for
+//! manifests and heartbeats what admission does for keys. Whoever distributes records can therefore delay or
+//! drop, but not inject.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -132,7 +133,8 @@ impl VerifiedPeer {
         self.certificate.binding()
     }
 
-    /// Whether the path that was found once still ends in a root of `bundle` and is in date. Its signatures cannot have changed.
+    /// Whether the path that was found once still ends in a root of `bundle` and is in date. Its signatures
+    /// cannot have changed.
     fn is_still_anchored(&self, bundle: &TrustBundle, now: UnixTime) -> bool {
         let root = self.path.authorities().last();
         self.identity().trust_domain() == bundle.trust_domain()
@@ -162,8 +164,8 @@ pub struct Admission {
 
 /// Judges one certificate of the record of `instance`: `chain` is DER, leaf first, root left out.
 ///
-/// In this order: sizes · profile, with exactly one SPIFFE ID · trust domain · path to one of its roots, dates on it · lifetime ·
-/// addresses · tunnel key · binding · revocation · age of the mesh's state · policy.
+/// In this order: sizes · profile, with exactly one SPIFFE ID · trust domain · path to one of its roots, dates
+/// on it · lifetime · addresses · tunnel key · binding · revocation · age of the mesh's state · policy.
 ///
 /// # Errors
 /// A [`Refusal`] whose reason is of the record stage.
@@ -210,9 +212,9 @@ fn judge(
 
 /// Judges every certificate of every record, then the records against each other.
 ///
-/// A certificate that fails alone makes no claim: a forged record cannot push out a good one. Among those that stand,
-/// two instances claiming one address or one key are refused, both. Certificates of one instance must agree in everything but key
-/// and dates.
+/// A certificate that fails alone makes no claim: a forged record cannot push out a good one. Among those that
+/// stand, two instances claiming one address or one key are refused, both. Certificates of one instance must
+/// agree in everything but key and dates.
 #[must_use]
 pub fn verify_all<'r>(
     records: impl IntoIterator<Item = &'r PeerRecord>,
@@ -223,8 +225,9 @@ pub fn verify_all<'r>(
     verify_all_after(&[], records, bundle, view, now)
 }
 
-/// [`verify_all`] for a set of which `earlier` came of before: of a certificate that stands there, byte for byte, the signatures
-/// are not checked again, everything else is. A path costs some 0.4 ms, the rest some microseconds.
+/// [`verify_all`] for a set of which `earlier` came of before: of a certificate that stands there, byte for
+/// byte, the signatures are not checked again, everything else is. A path costs some 0.4 ms, the rest some
+/// microseconds.
 #[must_use]
 pub fn verify_all_after<'r>(
     earlier: &[VerifiedPeer],
@@ -296,8 +299,8 @@ impl Admission {
     }
 }
 
-/// Of one record's certificates, those that stand beside each other. Two with the same key count once, the later: only a
-/// plain device keeps its key.
+/// Of one record's certificates, those that stand beside each other. Two with the same key count once, the
+/// later: only a plain device keeps its key.
 fn agree(mut peers: Vec<VerifiedPeer>) -> Result<Vec<VerifiedPeer>, Refusal> {
     peers.sort_by_key(|peer| std::cmp::Reverse((peer.not_before(), peer.valid_until())));
     if let [newer, older] = peers.as_slice() {
@@ -367,7 +370,7 @@ fn check_revocation(certificate: &TunnelCertificate, path: &AnchoredPath, view: 
         // Issuers date back by the skew; this is the moment of issue that a cutoff is meant for.
         issued_at: leaf.not_before().plus(CLOCK_SKEW),
     };
-    // An issuer is revoked by its key, whose certificate it signed itself being no exception, or by its own certificate.
+    // An issuer, a root too, is revoked by its key; an intermediate also by its own certificate.
     let authorities = path.authorities();
     let by_key = authorities.iter().map(|issuer| (issuer.key_id(), leaf.serial()));
     let by_certificate = authorities.windows(2).filter_map(|pair| match pair {

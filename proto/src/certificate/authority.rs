@@ -28,8 +28,9 @@ pub struct AuthorityCertificate {
 }
 
 impl AuthorityCertificate {
-    /// Parses and checks the profile: cA=TRUE, keyCertSign, a subject key identifier, and where it has a URI name, that
-    /// of a trust domain. Signatures, dates, trust and the purposes that it confines its certificates to are not judged.
+    /// Parses and checks the profile: cA=TRUE, keyCertSign, a subject key identifier, and where it has a URI
+    /// name, that of a trust domain. Signatures, dates, trust and the purposes that it confines its certificates
+    /// to are not judged.
     pub fn parse(der: &[u8]) -> Result<Self, Refusal> {
         let refuse = |detail: &str| Refusal::new(Reason::CertificateProfile, format!("authority: {detail}"));
         let parsed = Parsed::from_der(der)?;

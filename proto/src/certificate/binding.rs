@@ -8,8 +8,8 @@ use crate::{InstanceId, NodeId};
 /// What a node is able or obliged to do, as bits signed into its tunnel certificates, so that the wire cannot talk
 /// them down.
 ///
-/// The low half holds abilities: a reader that does not know one leaves it unused. The high half holds marks that change
-/// how the certificate must be treated: a reader that does not know one refuses the certificate.
+/// The low half holds abilities: a reader that does not know one leaves it unused. The high half holds marks
+/// that change how the certificate must be treated: a reader that does not know one refuses the certificate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Capabilities(u64);
 
@@ -141,15 +141,16 @@ impl TunnelBinding {
     }
 }
 
-/// Whether an X25519 public key is of low order: agreement with it gives zero for every private key (RFC 7748, section 6.1), so
-/// it would bind a tunnel to nobody. All encodings of such points are found, for the agreement itself is the test.
+/// Whether an X25519 public key is of low order: agreement with it gives zero for every private key (RFC 7748,
+/// section 6.1), so it would bind a tunnel to nobody. All encodings of such points are found, for the agreement
+/// itself is the test.
 #[must_use]
 pub fn is_low_order(tunnel_key: &[u8; 32]) -> bool {
     x25519_dalek::x25519([0x40; 32], *tunnel_key) == [0; 32]
 }
 
-/// Whether an X25519 public key is written the one way in which agreement writes it: below 2^255 - 19 and so with the top bit clear
-/// (RFC 7748, section 5). A key with a second spelling could be claimed twice.
+/// Whether an X25519 public key is written the one way in which agreement writes it: below 2^255 - 19 and so
+/// with the top bit clear (RFC 7748, section 5). A key with a second spelling could be claimed twice.
 #[must_use]
 pub fn is_canonical(tunnel_key: &[u8; 32]) -> bool {
     let [low, middle @ .., high] = tunnel_key;
@@ -201,7 +202,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic_and_what_parses_encodes_to_itself(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn arbitrary_bytes_never_panic_and_what_parses_encodes_to_itself(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
             if let Ok(binding) = TunnelBinding::from_der(&bytes) {
                 prop_assert_eq!(binding.to_der(), bytes);
             }

@@ -1,4 +1,5 @@
-//! Certificates for this crate's tests: a root, an issuing intermediate and a template of each kind, to be bent by a test.
+//! Certificates for this crate's tests: a root, an issuing intermediate and a template of each kind, to be bent
+//! by a test.
 
 use std::time::Duration;
 

@@ -264,7 +264,11 @@ proptest! {
     }
 
     #[test]
-    fn a_key_is_canonical_exactly_when_it_is_below_the_prime(low in 0_u8..=255, fill in prop::sample::select(vec![0_u8, 0xfe, 0xff]), high in 0_u8..=255) {
+    fn a_key_is_canonical_exactly_when_it_is_below_the_prime(
+        low: u8,
+        fill in prop::sample::select(vec![0_u8, 0xfe, 0xff]),
+        high: u8,
+    ) {
         let mut key = [fill; 32];
         key[0] = low;
         key[31] = high;

@@ -1,5 +1,5 @@
-//! The one parse of a certificate: DER to checked common fields. Everything later reads the result, so no second parser
-//! can disagree with it.
+//! The one parse of a certificate: DER to checked common fields. Everything later reads the result, so no second
+//! parser can disagree with it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -75,8 +75,8 @@ fn profile(detail: impl Into<String>) -> Refusal {
 }
 
 impl Parsed {
-    /// Parses one certificate within its size limit and checks what holds for every kind: version 3, no trailing bytes,
-    /// algorithms, serial number, dates, no extension twice, no unknown critical extension.
+    /// Parses one certificate within its size limit and checks what holds for every kind: version 3, no trailing
+    /// bytes, algorithms, serial number, dates, no extension twice, no unknown critical extension.
     pub(super) fn from_der(der: &[u8]) -> Result<Self, Refusal> {
         if der.len() > MAX_CERTIFICATE {
             return Err(Refusal::new(

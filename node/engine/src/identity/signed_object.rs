@@ -29,7 +29,8 @@ impl VerifiedBody {
     }
 }
 
-/// Checks an object's signer against the roots of `bundle`, then its signature, strictly: one signature has one encoding.
+/// Checks an object's signer against the roots of `bundle`, then its signature, strictly: one signature has one
+/// encoding.
 ///
 /// # Errors
 /// [`Reason::ManifestSigner`] when the signer is not certified, with the cause in the detail;

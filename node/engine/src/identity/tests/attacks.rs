@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Every encoding of the points whose order divides the cofactor, on the curve and its twist, with and without the top bit.
+/// Every encoding of the points whose order divides the cofactor, on the curve and its twist, with and without
+/// the top bit.
 fn low_order_keys() -> Vec<[u8; 32]> {
     let canonical = [
         "0000000000000000000000000000000000000000000000000000000000000000",
