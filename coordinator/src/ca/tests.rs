@@ -43,7 +43,12 @@ fn greedy_csr(key: &KeyPair) -> Vec<u8> {
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.subject_alt_names = vec![SanType::URI("spiffe://bank.example/coordinator/alpha".try_into().expect("ia5"))];
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::Any];
+    // A foreign purpose and an unknown extension: rcgen's own reader of requests fails on either.
+    params.extended_key_usages = vec![
+        rcgen::ExtendedKeyUsagePurpose::Any,
+        rcgen::ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 4, 1, 9999, 1]),
+    ];
+    params.custom_extensions.push(rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 9999, 2], vec![5, 0]));
     params.serialize_request(key).expect("request").der().to_vec()
 }
 
