@@ -9,7 +9,7 @@
 //! * The fast half is [`Worker`](worker::Worker), one per core. The shell lends it packets; it judges each one
 //!   against the current [`Tables`](tables::Tables) and writes what must leave into an
 //!   [`Outbox`](output::Outbox).
-//! * The slow half has one owner: handshakes, key exchange, timers and the application of policy. It builds
+//! * The slow half is [`Engine`]; it has one owner: handshakes, key exchange, timers and the application of policy. It builds
 //!   [`Tables`](tables::Tables) and publishes them through [`Shared`](tables::Shared).
 //!
 //! A packet on the fast path that hits the flow cache costs no allocation and no lock.
@@ -32,16 +32,28 @@ pub mod admission;
 pub mod allowed_ips;
 pub mod attribution;
 pub mod counters;
+mod demux;
+pub mod engine;
 pub mod flows;
 mod fragments;
+mod handshake;
 pub mod identity;
+mod key_exchange;
+pub mod mesh;
 pub mod output;
 pub mod packet;
+mod path;
+mod peers;
 pub mod records;
 pub mod refusals;
 pub mod replay;
 pub mod session;
+#[cfg(test)]
+mod sim;
 pub mod tables;
 #[cfg(test)]
 mod testing;
 pub mod worker;
+
+pub use engine::Engine;
+pub use worker::Worker;

@@ -145,8 +145,12 @@ impl TestMesh {
 
     /// `peer`, admitted by a node that is linked to everybody.
     pub(crate) fn admit(&self, peer: &TestPeer) -> VerifiedPeer {
-        let chain = self.chain(&Self::template(peer));
-        let judge = |view: &LocalView<'_>| verify(peer.instance, &chain, &self.bundle(), view, NOW);
+        self.admit_chain(peer, &self.chain(&Self::template(peer)))
+    }
+
+    /// [`Self::admit`] by this very chain, for tests that hold the other end of it too.
+    pub(crate) fn admit_chain(&self, peer: &TestPeer, chain: &[Bytes]) -> VerifiedPeer {
+        let judge = |view: &LocalView<'_>| verify(peer.instance, chain, &self.bundle(), view, NOW);
         TestNode::default().with_view(&self.overlay, judge).expect("admitted")
     }
 }

@@ -1,0 +1,69 @@
+//! Where a peer may be reached: addresses that somebody reported, and the one that an authenticated packet came
+//! from. Only the latter carries data; the former are tried by handshakes, one after the other.
+
+use std::net::SocketAddr;
+
+/// Most reported addresses that are tried for one peer.
+const MAX_REPORTED: usize = 8;
+
+/// The addresses of one peer.
+#[derive(Debug, Default)]
+pub(crate) struct Path {
+    reported: Vec<SocketAddr>,
+    authenticated: Option<SocketAddr>,
+}
+
+impl Path {
+    /// Replaces what was reported. What was authenticated stays: a report cannot move a live path.
+    pub(crate) fn report(&mut self, addresses: &[SocketAddr]) {
+        self.reported = addresses.iter().copied().take(MAX_REPORTED).filter(|address| address.port() != 0).collect();
+    }
+
+    /// The source of a packet that authenticated. Says whether the endpoint moved.
+    pub(crate) fn authenticate(&mut self, from: SocketAddr) -> bool {
+        self.authenticated.replace(from) != Some(from)
+    }
+
+    /// The address that data goes to.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.authenticated
+    }
+
+    /// The address of the `attempt`-th handshake initiation: the authenticated one first, then the reported ones in
+    /// their order, and over again.
+    pub(crate) fn candidate(&self, attempt: usize) -> Option<SocketAddr> {
+        let reported = self.reported.iter().copied().filter(|address| Some(*address) != self.authenticated);
+        let all: Vec<_> = self.authenticated.into_iter().chain(reported).collect();
+        all.get(attempt.checked_rem(all.len())?).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn handshakes_try_every_address_the_authenticated_one_first() {
+        let mut path = Path::default();
+        assert_eq!(path.candidate(3), None);
+        path.report(&[address(1), address(2), address(0)]);
+        assert_eq!([0, 1, 2].map(|attempt| path.candidate(attempt)), [1, 2, 1].map(|port| Some(address(port))));
+        assert!(path.authenticate(address(2)));
+        assert_eq!([0, 1, 2].map(|attempt| path.candidate(attempt)), [2, 1, 2].map(|port| Some(address(port))));
+    }
+
+    #[test]
+    fn a_report_never_moves_the_endpoint() {
+        let mut path = Path::default();
+        path.report(&[address(1)]);
+        assert_eq!(path.endpoint(), None);
+        assert!(path.authenticate(address(9)));
+        assert!(!path.authenticate(address(9)));
+        path.report(&[address(2)]);
+        assert_eq!(path.endpoint(), Some(address(9)));
+    }
+}

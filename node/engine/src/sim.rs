@@ -1,0 +1,438 @@
+//! A simulation: several nodes, each with its engine and two workers, on one virtual clock and a wire that loses,
+//! delays, reorders, doubles, replays, mutates and partitions. Nothing sleeps; a seed decides everything but key
+//! generation, so runs compare behaviour, not bytes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use warren_proto::certificate::TunnelCertificate;
+use warren_proto::policy::{CompiledPolicy, Documents, Mode, SourceFile};
+use warren_proto::{Reason, UnixTime};
+
+use crate::Now;
+use crate::engine::Engine;
+use crate::identity::VerifiedPeer;
+use crate::identity::test_mesh::{DAY, NOW, TestMesh, TestPeer};
+use crate::mesh::{EngineConfig, Event, LocalKey, MeshUpdate, TunnelSecret};
+use crate::output::{ForEngine, Outbox, OutboxLimits, WorkerEvent};
+use crate::tables::Shared;
+use crate::testing::Build;
+use crate::worker::Worker;
+
+mod tests;
+
+const WORKERS: u16 = 2;
+const START: Duration = Duration::from_secs(1000);
+
+/// Who may call whom at which UDP port: the reference model's whole knowledge of policy.
+pub(super) type Rules = BTreeSet<(usize, usize, u16)>;
+
+/// A packet of an application: what it was for and whether it may arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Call {
+    pub(super) from: usize,
+    pub(super) to: usize,
+    pub(super) port: u16,
+    pub(super) id: u64,
+}
+
+/// How the wire treats datagrams.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wire {
+    pub(super) loss: f64,
+    pub(super) doubled: f64,
+    /// Each datagram takes between 1 ms and this.
+    pub(super) delay: Duration,
+    /// Chance that some earlier datagram is sent again from somewhere else.
+    pub(super) replayed: f64,
+    /// Chance that a bit of a copy is flipped.
+    pub(super) mutated: f64,
+}
+
+impl Wire {
+    pub(super) const CLEAN: Self =
+        Self { loss: 0.0, doubled: 0.0, delay: Duration::from_millis(2), replayed: 0.0, mutated: 0.0 };
+    pub(super) const HOSTILE: Self =
+        Self { loss: 0.2, doubled: 0.2, delay: Duration::from_millis(200), replayed: 0.1, mutated: 0.1 };
+}
+
+pub(super) struct Host {
+    pub(super) engine: Engine,
+    pub(super) shared: Arc<Shared>,
+    workers: Vec<(Worker, Outbox)>,
+    pub(super) address: SocketAddr,
+    pub(super) key: LocalKey,
+    pub(super) verified: VerifiedPeer,
+    pub(super) delivered: Vec<(Duration, Vec<u8>)>,
+    pub(super) events: Vec<Event>,
+}
+
+pub(super) struct World {
+    pub(super) hosts: Vec<Host>,
+    pub(super) now: Now,
+    pub(super) wire: Wire,
+    /// Pairs between which nothing passes.
+    pub(super) cut: HashSet<(usize, usize)>,
+    pub(super) random: StdRng,
+    pub(super) rules: Rules,
+    /// Hosts that others are not told of.
+    pub(super) removed: HashSet<usize>,
+    in_flight: BTreeMap<(Duration, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
+    recorded: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    sequence: u64,
+    generation: u64,
+    next_id: u64,
+    pub(super) calls: HashMap<u64, Call>,
+}
+
+pub(super) const WORKLOADS: [&str; 3] = ["bank/web", "bank/api", "bank/db"];
+
+impl World {
+    pub(super) fn new(seed: u64, rules: &[(usize, usize, u16)]) -> Self {
+        let mesh = TestMesh::new();
+        let hosts = WORKLOADS.iter().enumerate().map(|(number, workload)| {
+            let secret = TunnelSecret::from_bytes([number as u8 + 11; 32]);
+            let peer = TestPeer {
+                not_after: NOW.plus(DAY),
+                ..TestPeer::new(number as u16 + 1, workload, secret.public_key())
+            };
+            let chain = mesh.chain(&TestMesh::template(&peer));
+            let certificate = TunnelCertificate::parse(&chain[0]).expect("a tunnel certificate");
+            let shared = Arc::new(Shared::new(WORKERS));
+            let mut config = EngineConfig::new([seed as u8; 32]);
+            config.seed[1] = number as u8;
+            Host {
+                engine: Engine::new(config, Arc::clone(&shared)),
+                workers: workers(&shared),
+                shared,
+                address: SocketAddr::from(([192, 0, 2, number as u8 + 1], 51820)),
+                key: LocalKey { secret, certificate, valid_until: peer.not_after },
+                verified: mesh.admit_chain(&peer, &chain),
+                delivered: Vec::new(),
+                events: Vec::new(),
+            }
+        });
+        let mut world = Self {
+            hosts: hosts.collect(),
+            now: Now { monotonic: START, unix: NOW },
+            wire: Wire::CLEAN,
+            cut: HashSet::new(),
+            random: StdRng::seed_from_u64(seed),
+            rules: rules.iter().copied().collect(),
+            removed: HashSet::new(),
+            in_flight: BTreeMap::new(),
+            recorded: Vec::new(),
+            sequence: 0,
+            generation: 0,
+            next_id: 0,
+            calls: HashMap::new(),
+        };
+        world.apply();
+        world
+    }
+
+    fn compiled(&self) -> Arc<CompiledPolicy> {
+        let allow: Vec<_> =
+            self.rules.iter().map(|(from, to, port)| (WORKLOADS[*from], WORKLOADS[*to], *port)).collect();
+        policy(&WORKLOADS, &allow)
+    }
+
+    /// Tells every host the rules and hosts in force.
+    pub(super) fn apply(&mut self) {
+        self.generation += 1;
+        let policy = self.compiled();
+        for of in 0..self.hosts.len() {
+            let others = || (0..self.hosts.len()).filter(|other| *other != of && !self.removed.contains(other));
+            let update = MeshUpdate {
+                generation: self.generation,
+                policy: Arc::clone(&policy),
+                locals: vec![self.hosts[of].key.clone()],
+                peers: others().map(|other| self.hosts[other].verified.clone()).collect(),
+                endpoints: others()
+                    .map(|other| (self.hosts[other].verified.instance(), vec![self.hosts[other].address]))
+                    .collect(),
+            };
+            self.hosts[of].engine.apply(&update, self.now);
+            self.pump(of);
+        }
+    }
+
+    /// Whether host `of` has said that the newest update is in force.
+    pub(super) fn has_applied(&self, of: usize) -> bool {
+        let newest = |event: &Event| matches!(event, Event::Applied { generation } if *generation == self.generation);
+        self.hosts[of].events.iter().any(newest)
+    }
+
+    /// The node loses everything but its keys.
+    pub(super) fn restart(&mut self, of: usize) {
+        let shared = Arc::new(Shared::new(WORKERS));
+        let host = &mut self.hosts[of];
+        host.engine = Engine::new(EngineConfig::new([self.random.random(); 32]), Arc::clone(&shared));
+        host.workers = workers(&shared);
+        host.shared = shared;
+        self.apply();
+    }
+
+    fn overlay(&self, of: usize) -> IpAddr {
+        self.hosts[of].verified.addresses().v6.into()
+    }
+
+    /// An application calls another at a UDP port.
+    pub(super) fn call(&mut self, from: usize, to: usize, port: u16) -> Call {
+        self.next_id += 1;
+        let call = Call { from, to, port, id: self.next_id };
+        self.calls.insert(call.id, call);
+        let source_port = 20_000 + (self.next_id % 200) as u16;
+        let packet =
+            Build::between(self.overlay(from), self.overlay(to)).udp(source_port, port, &call.id.to_be_bytes());
+        self.outbound(from, &packet);
+        call
+    }
+
+    /// A local program's packet reaches some worker of host `of`.
+    pub(super) fn outbound(&mut self, of: usize, packet: &[u8]) {
+        let at = self.random.random_range(0..usize::from(WORKERS));
+        let now = self.now;
+        let (worker, outbox) = &mut self.hosts[of].workers[at];
+        worker.begin_batch(outbox);
+        worker.handle_outbound(packet, now, outbox);
+        self.pump(of);
+    }
+
+    fn inbound(&mut self, of: usize, from: SocketAddr, datagram: &[u8]) {
+        let steered = match datagram {
+            [4, _, _, _, a, b, c, d, ..] => u32::from_le_bytes([*a, *b, *c, *d]) % u32::from(WORKERS),
+            _ => 0,
+        };
+        // Now and then the kernel steers wrongly, and the worker must hand over.
+        let at = if self.random.random_bool(0.1) { self.random.random_range(0..WORKERS.into()) } else { steered };
+        let now = self.now;
+        let (worker, outbox) = &mut self.hosts[of].workers[at as usize];
+        worker.begin_batch(outbox);
+        worker.handle_datagram(from, datagram, now, outbox);
+        self.pump(of);
+    }
+
+    /// Moves what workers and engine of one host have for each other and for the wire until nothing is left.
+    pub(super) fn pump(&mut self, of: usize) {
+        let now = self.now;
+        loop {
+            let mut moved = false;
+            for at in 0..usize::from(WORKERS) {
+                moved |= self.empty_outbox(of, at);
+            }
+            let host = &mut self.hosts[of];
+            let mut sent = Vec::new();
+            while let Some(transmit) = host.engine.poll_transmit() {
+                sent.push((transmit.to, transmit.datagram));
+            }
+            while let Some(plain) = host.engine.poll_plain() {
+                let (worker, outbox) = &mut host.workers[0];
+                worker.begin_batch(outbox);
+                worker.handle_plain(plain.local, plain.peer, &plain.packet, now, outbox);
+                moved = true;
+            }
+            while let Some(event) = host.engine.poll_event() {
+                if let Event::FlowsCut(cuts) = &event {
+                    let (worker, outbox) = &mut host.workers[0];
+                    worker.begin_batch(outbox);
+                    for cut in cuts {
+                        worker.handle_cut(cut, now, outbox);
+                    }
+                }
+                host.events.push(event);
+                moved = true;
+            }
+            let from = host.address;
+            for (to, datagram) in sent {
+                moved = true;
+                self.transmit(from, to, datagram);
+            }
+            if !moved {
+                break;
+            }
+        }
+        for (worker, _) in &mut self.hosts[of].workers {
+            worker.park();
+        }
+    }
+
+    fn empty_outbox(&mut self, of: usize, at: usize) -> bool {
+        let now = self.now;
+        let host = &mut self.hosts[of];
+        let (worker, outbox) = &mut host.workers[at];
+        worker.begin_batch(outbox);
+        let transmits: Vec<_> = outbox
+            .transmits()
+            .flat_map(|transmit| transmit.datagrams().map(move |datagram| (transmit.endpoint, datagram.to_vec())))
+            .collect();
+        let deliveries: Vec<_> = outbox.deliveries().map(|admitted| admitted.packet().to_vec()).collect();
+        let handovers: Vec<_> =
+            outbox.handovers().map(|handover| (handover.worker, handover.source, handover.datagram.to_vec())).collect();
+        for entry in outbox.for_engine() {
+            match entry {
+                ForEngine::Datagram { source, datagram } => host.engine.handle_datagram(source, datagram, now),
+                ForEngine::Unsent { local, peer, packet } => host.engine.handle_unsent(local, peer, packet, now),
+            }
+        }
+        let events: Vec<WorkerEvent> = outbox.events().to_vec();
+        for event in &events {
+            host.engine.handle_worker_event(event, now);
+        }
+        let moved = !(transmits.is_empty()
+            && deliveries.is_empty()
+            && handovers.is_empty()
+            && events.is_empty()
+            && outbox.for_engine().next().is_none());
+        outbox.clear();
+        host.delivered.extend(deliveries.into_iter().map(|packet| (now.monotonic, packet)));
+        for (owner, source, datagram) in handovers {
+            let (worker, outbox) = &mut host.workers[usize::from(owner)];
+            worker.begin_batch(outbox);
+            worker.handle_datagram(source, &datagram, now, outbox);
+        }
+        let from = host.address;
+        for (to, datagram) in transmits {
+            self.transmit(from, to, datagram);
+        }
+        moved
+    }
+
+    fn transmit(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+        self.recorded.push((from, to, datagram.clone()));
+        let copies = if self.random.random_bool(self.wire.loss) {
+            0
+        } else {
+            1 + usize::from(self.random.random_bool(self.wire.doubled))
+        };
+        for _ in 0..copies {
+            self.launch(from, to, datagram.clone());
+        }
+        if self.random.random_bool(self.wire.mutated) {
+            let mut mutant = datagram;
+            let bit = self.random.random_range(0..mutant.len() * 8);
+            mutant[bit / 8] ^= 1 << (bit % 8);
+            self.launch(from, to, mutant);
+        }
+        if self.random.random_bool(self.wire.replayed) {
+            let at = self.random.random_range(0..self.recorded.len());
+            let (from, to, datagram) = self.recorded[at].clone();
+            // Half of the replays come from an address that was never the sender's.
+            let from = if self.random.random() { from } else { SocketAddr::from(([203, 0, 113, 9], 666)) };
+            self.launch(from, to, datagram);
+        }
+    }
+
+    fn launch(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+        let span = self.wire.delay.as_micros().max(1001) as u64;
+        let delay = Duration::from_micros(self.random.random_range(1000..span));
+        self.sequence += 1;
+        self.in_flight.insert((self.now.monotonic + delay, self.sequence), (from, to, datagram));
+    }
+
+    /// Lets time pass, event by event.
+    pub(super) fn run(&mut self, time: Duration) {
+        let end = self.now.monotonic + time;
+        loop {
+            let arrival = self.in_flight.keys().next().map(|(at, _)| *at);
+            let timeout = self.hosts.iter().filter_map(|host| host.engine.poll_timeout()).min();
+            let Some(next) = arrival.into_iter().chain(timeout).min().filter(|next| *next <= end) else { break };
+            self.set_time(next);
+            for of in 0..self.hosts.len() {
+                let host = &mut self.hosts[of];
+                if host.engine.poll_timeout().is_some_and(|at| at <= next) {
+                    host.engine.handle_timeout(self.now);
+                    self.pump(of);
+                }
+            }
+            while let Some(entry) = self.in_flight.first_entry()
+                && entry.key().0 <= next
+            {
+                let (from, to, datagram) = entry.remove();
+                self.arrive(from, to, &datagram);
+            }
+        }
+        self.set_time(end);
+    }
+
+    fn arrive(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+        let host = |address| self.hosts.iter().position(|host| host.address == address);
+        let Some(receiver) = host(to) else { return };
+        if let Some(sender) = host(from)
+            && (self.cut.contains(&(sender, receiver)) || self.cut.contains(&(receiver, sender)))
+        {
+            return;
+        }
+        self.inbound(receiver, from, datagram);
+    }
+
+    fn set_time(&mut self, monotonic: Duration) {
+        let monotonic = monotonic.max(self.now.monotonic);
+        self.now = Now { monotonic, unix: UnixTime(NOW.0 + (monotonic - START).as_secs()) };
+    }
+
+    /// The calls that reached host `of`, in order, with the time of arrival.
+    pub(super) fn arrived(&self, of: usize) -> Vec<(Duration, Call)> {
+        let overlay = self.overlay(of);
+        let calls = self.hosts[of].delivered.iter().filter_map(|(at, packet)| {
+            let [0x60, ..] = packet[..] else { return None };
+            if packet[6] != 17 || IpAddr::from(<[u8; 16]>::try_from(&packet[24..40]).ok()?) != overlay {
+                return None;
+            }
+            let id = u64::from_be_bytes(packet.get(48..56)?.try_into().ok()?);
+            Some((*at, *self.calls.get(&id)?))
+        });
+        calls.filter(|(_, call)| call.to == of).collect()
+    }
+
+    pub(super) fn has_arrived(&self, call: Call) -> bool {
+        self.arrived(call.to).iter().any(|(_, arrived)| *arrived == call)
+    }
+
+    /// What workers and engine of a host dropped, by reason.
+    pub(super) fn drops(&self, of: usize) -> BTreeMap<Reason, u64> {
+        let mut all = BTreeMap::new();
+        let host = &self.hosts[of];
+        for (reason, count) in host.engine.drops() {
+            *all.entry(reason).or_default() += count;
+        }
+        for (worker, _) in &host.workers {
+            for (reason, count) in worker.counters().drops() {
+                *all.entry(reason).or_default() += count;
+            }
+        }
+        all
+    }
+}
+
+fn workers(shared: &Arc<Shared>) -> Vec<(Worker, Outbox)> {
+    (0..WORKERS).map(|index| (Worker::new(index, Arc::clone(shared)), Outbox::new(OutboxLimits::default()))).collect()
+}
+
+/// A policy in which each `(from, to, port)` may call that UDP port and nobody anything else.
+pub(crate) fn policy(workloads: &[&str], allow: &[(&str, &str, u16)]) -> Arc<CompiledPolicy> {
+    let mut text = String::from(
+        "kind: Set\nname: all\nowns: [mesh, bank]\n---\nkind: Mesh\nname: bank.example\n---\nkind: Namespace\nname: bank\n",
+    );
+    for workload in workloads {
+        text += &format!("---\nkind: Service\nname: {workload}\n");
+        let here: Vec<_> = allow.iter().filter(|(_, to, _)| to == workload).collect();
+        let ports: BTreeSet<_> = here.iter().map(|(_, _, port)| port).collect();
+        if !ports.is_empty() {
+            text += "ports:\n";
+            for port in &ports {
+                text += &format!("  p{port}: {{ port: {port}, protocol: udp }}\n");
+            }
+            text += "allow:\n";
+            for (at, (from, _, port)) in here.iter().enumerate() {
+                text += &format!("  rule-{at}: {{ from: [{from}], ports: [p{port}] }}\n");
+            }
+        }
+    }
+    let documents = Documents::from_files(&[SourceFile { name: "sim.yaml".into(), text }]).expect("documents");
+    Arc::new(CompiledPolicy::compile(&documents, Mode::Whole).expect("a policy"))
+}
