@@ -19,7 +19,7 @@ use foldhash::fast::{FixedState, RandomState};
 use hashbrown::{HashMap, HashTable};
 use warren_proto::Reason;
 
-use crate::packet::{ACK, FIN, RST, TCP, Tcp, UDP};
+use crate::packet::{ACK, FIN, RST, SYN, TCP, Tcp, UDP};
 use crate::tables::{Generation, LocalIndex, PeerIndex};
 
 /// Flows the table holds at most; about 200 bytes each.
@@ -212,7 +212,11 @@ impl Flow {
         };
         let mut bits = spoke;
         if let Some(tcp) = tcp {
-            next.store(tcp.end(), Ordering::Relaxed);
+            // Forward only, so that a retransmission does not take it back; a SYN begins anew.
+            let ahead = tcp.end().wrapping_sub(next.load(Ordering::Relaxed));
+            if tcp.flags & SYN != 0 || ahead < 1 << 31 {
+                next.store(tcp.end(), Ordering::Relaxed);
+            }
             if tcp.flags & FIN != 0 {
                 bits |= fin;
             }
@@ -249,6 +253,21 @@ impl Flow {
             _ => ECHO_IDLE,
         };
         self.idle(now) >= limit
+    }
+
+    /// How little is lost with it. A flow of the peer's is judged anew by policy and goes on; a connection of a
+    /// local program's would break.
+    fn expendability(&self, now: u32) -> u8 {
+        if self.is_expired(now) {
+            return 3;
+        }
+        let both = LOCAL_SPOKE | PEER_SPOKE;
+        let is_connection = self.key.protocol == TCP && self.tcp.load(Ordering::Relaxed) & both == both;
+        match (is_connection, self.opened_by) {
+            (false, _) => 2,
+            (true, Side::Peer) => 1,
+            (true, Side::Local) => 0,
+        }
     }
 
     fn passes(&self) -> bool {
@@ -463,10 +482,10 @@ impl Shard {
         }
     }
 
-    /// Gives up one flow: an expired one if the search meets it, else the most idle one it met.
+    /// Gives up one flow: the most expendable, then the most idle of those that the search meets.
     fn evict(&mut self, of: Option<PeerIndex>, now: Duration) -> Result<(), Reason> {
         let (now, slots) = (seconds(now), self.flows.num_buckets().max(1));
-        let mut victim: Option<(u32, u64, Arc<Flow>)> = None;
+        let mut victim: Option<((u8, u32), u64, Arc<Flow>)> = None;
         for _ in 0..slots.min(EVICTION_SCAN) {
             self.hand = (self.hand + 1) % slots;
             let Some(entry) = self.flows.get_bucket(self.hand) else { continue };
@@ -475,12 +494,9 @@ impl Shard {
                 continue;
             }
             let idle = entry.flow.idle(now);
-            if entry.flow.is_expired(now) {
-                victim = Some((u32::MAX, entry.hash, Arc::clone(&entry.flow)));
-                break;
-            }
-            if idle >= EVICTABLE_IDLE && victim.as_ref().is_none_or(|(most, ..)| idle > *most) {
-                victim = Some((idle, entry.hash, Arc::clone(&entry.flow)));
+            let rank = (entry.flow.expendability(now), idle);
+            if idle >= EVICTABLE_IDLE && victim.as_ref().is_none_or(|(most, ..)| rank > *most) {
+                victim = Some((rank, entry.hash, Arc::clone(&entry.flow)));
             }
         }
         let (_, hash, flow) = victim.ok_or(Reason::FlowTableFull)?;
@@ -535,4 +551,4 @@ fn seconds(now: Duration) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -165,6 +165,9 @@ impl Worker {
 
     /// Tells both ends of a TCP connection that was cut.
     pub fn handle_cut(&mut self, cut: &CutFlow, now: Now, outbox: &mut Outbox) {
+        if !outbox.has_room() {
+            return self.desk.counters.drop_one(Reason::Backpressure);
+        }
         let Self { tables, desk, .. } = self;
         desk.cut(tables, cut, now, outbox);
     }

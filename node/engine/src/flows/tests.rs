@@ -4,10 +4,14 @@ use std::net::Ipv4Addr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::packet::SYN;
 
 const LOCAL: LocalIndex = LocalIndex(0);
 const START: Duration = Duration::from_secs(100);
+
+/// Holds every lock of the table: what goes on meanwhile takes none.
+pub(crate) fn hold_every_lock(table: &FlowTable) -> impl Sized + '_ {
+    table.shards.iter().map(|shard| shard.lock().expect("not poisoned")).collect::<Vec<_>>()
+}
 
 fn key(peer: u32, protocol: u8, port: u16) -> FlowKey {
     let local = SocketAddr::new(Ipv4Addr::new(10, 0, 0, 1).into(), port);
@@ -77,19 +81,51 @@ fn a_full_table_gives_up_idle_flows_and_no_busy_ones() {
     }
     assert!(refused > 0 && table.len() <= SHARDS * 4);
     let later = START + Duration::from_secs(u64::from(EVICTABLE_IDLE));
-    let evicted =
-        (2000..2100).filter(|port| open(&table, key(1, UDP, *port), Side::Local, later).expect("room").evicted);
-    assert!(evicted.count() > 0);
+    let evicted = (2000..2100)
+        .filter(|port| open(&table, key(1, UDP, *port), Side::Local, later).is_ok_and(|inserted| inserted.evicted));
+    assert!(evicted.count() > 50, "an idle flow gives its place to a newer one");
     assert!(table.len() <= SHARDS * 4);
 }
 
 #[test]
+fn a_connection_of_a_local_program_is_given_up_last() {
+    let table = FlowTable::new(SHARDS);
+    let fill = |by, port: u16| {
+        let flow = open(&table, key(1, TCP, port), by, START).expect("an empty shard").flow;
+        flow.note(Side::Local, Some(&segment(SYN)), START);
+        flow.note(Side::Peer, Some(&segment(SYN | ACK)), START);
+    };
+    fill(Side::Local, 1);
+    let later = START + Duration::from_secs(3600);
+    let mut shard = table.shard(table.hash(&key(1, TCP, 1)));
+    let young = Arc::new(Flow::new(key(1, UDP, 2), LOCAL, Side::Local, 1, later - Duration::from_secs(20)));
+    shard.flows.insert_unique(7, Entry { hash: 7, flow: young }, |entry| entry.hash);
+    shard.evict(None, later).expect("one is given up");
+    assert_eq!(shard.flows.iter().map(|entry| entry.flow.key.protocol).collect::<Vec<_>>(), [TCP]);
+}
+
+#[test]
+fn sequence_numbers_move_forward_and_wrap() {
+    let table = FlowTable::new(4096);
+    let flow = open(&table, key(1, TCP, 1), Side::Peer, START).expect("inserted").flow;
+    let at = |sequence, flags| Tcp { sequence, flags, ..segment(0) };
+    let next = |tcp: Tcp| {
+        flow.note(Side::Peer, Some(&tcp), START);
+        flow.cut(Reason::NoRule).local_next
+    };
+    assert_eq!(next(at(u32::MAX - 20, SYN)), u32::MAX - 14);
+    assert_eq!(next(at(u32::MAX - 2, ACK)), 2, "over the top");
+    assert_eq!(next(at(u32::MAX - 14, ACK)), 2, "a retransmission");
+    assert_eq!(next(at(77, SYN)), 83, "a new connection");
+}
+
+#[test]
 fn one_peer_cannot_fill_the_table() {
-    let table = FlowTable::new(SHARDS * 8);
-    for port in 0..5000 {
+    let table = FlowTable::new(SHARDS * 64);
+    for port in 0..20_000 {
         let _ = open(&table, key(1, UDP, port), Side::Peer, START);
     }
-    assert!(table.len() <= SHARDS * 8 / PEER_SHARE);
+    assert!(table.len() <= SHARDS * 64 / PEER_SHARE);
     assert!((0..50).all(|port| open(&table, key(2, UDP, port), Side::Peer, START).is_ok()), "another peer has room");
 }
 

@@ -15,6 +15,7 @@ use warren_proto::{InstanceId, OverlayAddresses, TrustDomain, UnixTime, Workload
 
 use super::*;
 use crate::allowed_ips::AllowedIps;
+use crate::flows::tests::hold_every_lock;
 use crate::output::{ForEngine, OutboxLimits};
 use crate::packet::{FIN, Icmp, SYN, Transport};
 use crate::session::{REKEY_AFTER, SessionParameters, Suite, sealed_length};
@@ -1033,6 +1034,83 @@ fn a_full_outbox_refuses_by_name_until_it_is_cleared() {
     assert!(node.outbox.has_room());
 }
 
+#[test]
+fn a_cache_hit_takes_no_lock() {
+    let mut world = World::new();
+    for there in between(WEB, API) {
+        let (data, query) = (there.tcp(40_000, 8080, ACK, b"data"), there.udp(40_000, 53, b"query"));
+        let syn = there.tcp(40_000, 8080, SYN, b"");
+        assert_eq!(world.send(WEB, &syn), delivered(API, &syn));
+        assert_eq!(world.send(WEB, &query), delivered(API, &query));
+        let shared: Vec<_> = world.nodes.iter().map(|node| Arc::clone(&node.shared)).collect();
+        let held: Vec<_> = shared.iter().map(|shared| hold_every_lock(shared.flows())).collect();
+        // A second lock on this thread would never return.
+        assert_eq!(world.send(WEB, &data), delivered(API, &data));
+        assert_eq!(world.send(WEB, &query), delivered(API, &query));
+        drop(held);
+    }
+}
+
+/// The generation protocol between threads: one worker works without pause, one waits between batches, and the
+/// slow half closes the door a hundred times.
+#[test]
+fn nothing_judged_by_an_older_generation_is_written_once_the_newer_is_reached() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+    let mut world = World::new();
+    let now = world.now;
+    let [there, _] = between(WEB, API);
+    let query = there.udp(40_000, 53, b"query");
+    let (open, closed) = (policy(ALLOW), policy(CLOSED));
+    let node = &mut world.nodes[API];
+    let (shut, done, passed) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+    // Judged without a session, which would be another's to open.
+    node.change_peer(WEB, |peer| peer.is_plain = true);
+    let workers = std::mem::take(&mut node.workers);
+    std::thread::scope(|scope| {
+        for (mut worker, rests) in workers.into_iter().zip([false, true]) {
+            let (query, shut, done, passed) = (&query, &shut, &done, &passed);
+            scope.spawn(move || {
+                let mut outbox = Outbox::new(OutboxLimits::default());
+                while !done.load(SeqCst) {
+                    outbox.clear();
+                    worker.begin_batch(&mut outbox);
+                    for _ in 0..64 {
+                        worker.handle_plain(LOCAL, peer_index(WEB), query, now, &mut outbox);
+                    }
+                    // Here the shell writes.
+                    std::thread::yield_now();
+                    let count = outbox.deliveries().count() as u64;
+                    assert!(count == 0 || !shut.load(SeqCst), "written after the door was shut");
+                    passed.fetch_add(count, SeqCst);
+                    if rests {
+                        worker.park();
+                        std::thread::yield_now();
+                    }
+                }
+                worker.park();
+            });
+        }
+        let wait = |reached: &dyn Fn() -> bool| {
+            while !reached() {
+                std::thread::yield_now()
+            }
+        };
+        for _ in 0..100 {
+            let before = passed.load(SeqCst);
+            wait(&|| passed.load(SeqCst) > before);
+            node.apply(&closed);
+            wait(&|| node.shared.reached(node.tables.generation));
+            shut.store(true, SeqCst);
+            (0..20).for_each(|_| std::thread::yield_now());
+            shut.store(false, SeqCst);
+            node.apply(&open);
+        }
+        done.store(true, SeqCst);
+    });
+    assert!(passed.load(SeqCst) > 100);
+}
+
 /// One step of a random walk: who sends what to whom.
 #[derive(Debug, Clone, Copy)]
 enum Walk {
@@ -1050,6 +1128,28 @@ fn walk() -> impl Strategy<Value = Walk> {
         1 => (1u64..20).prop_map(Walk::Wait),
         1 => any::<bool>().prop_map(|open| Walk::Policy { open }),
     ]
+}
+
+proptest! {
+    #[test]
+    fn no_packet_and_no_datagram_panics_a_worker(
+        mut packet in prop::collection::vec(any::<u8>(), 0..120), v6 in any::<bool>(), protocol in 0usize..6,
+        aimed in any::<bool>(),
+    ) {
+        let mut world = World::new();
+        let build = between(WEB, API)[usize::from(!v6)];
+        if aimed {
+            let protocols = [TCP, 17, 1, 58, 44, 0];
+            packet = build.ip(protocols[protocol], packet, 1000);
+        }
+        world.send(WEB, &packet);
+        world.inject(WEB, API, &packet);
+        let mut outcome = Outcome::default();
+        world.receive(WEB, API, &packet, &mut outcome);
+        packet.splice(0..0, [4, 0, 0, 0]);
+        world.receive(WEB, API, &packet, &mut outcome);
+        prop_assert!(outcome.delivered.is_empty());
+    }
 }
 
 proptest! {
