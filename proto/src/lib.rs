@@ -4,6 +4,7 @@
 //! admin API's types, the closed set of reasons, and policy: its documents, its compiler and its one
 //! evaluator. This crate has no runtime, no socket, no file and no clock; everything is told to it.
 
+pub mod admin;
 pub mod certificate;
 pub mod codec;
 pub mod control_trust;
@@ -11,8 +12,8 @@ pub mod id;
 pub mod join_token;
 pub mod overlay;
 pub mod peer_map;
-pub mod possession;
 pub mod policy;
+pub mod possession;
 pub mod reason;
 pub mod spiffe;
 pub mod time;
