@@ -47,6 +47,8 @@ pub enum UdpError {
 pub struct UdpSockets {
     /// One per worker, in the order that the steering program counts.
     pub sockets: Vec<UdpSocket>,
+    /// The first of them once more, for the engine's own messages.
+    pub engine: UdpSocket,
     /// The port, chosen by the kernel when 0 was asked for.
     pub port: u16,
     /// Whether peers can be reached over IPv6.
@@ -139,10 +141,15 @@ fn bind_family(asked: u16, count: usize, ipv6: bool) -> Result<UdpSockets, UdpEr
     if !ipv6 {
         notes.push("IPv6 is off on this host: peers are reached over IPv4 only".to_owned());
     }
-    if let (2.., Some(first)) = (count, sockets.first()) {
-        steer(&first.fd, count).map_err(|error| UdpError::Refused { port: asked, what: "steer", error })?;
+    let failed = |what| move |error| UdpError::Refused { port: asked, what, error };
+    let none = || io::Error::new(io::ErrorKind::InvalidInput, "no worker to bind it for");
+    let first: &UdpSocket = sockets.first().ok_or_else(none).map_err(failed("bind"))?;
+    if count > 1 {
+        steer(&first.fd, count).map_err(failed("steer"))?;
     }
-    Ok(UdpSockets { sockets, port, ipv6, notes })
+    let fd = first.fd.try_clone().map_err(failed("copy"))?;
+    let engine = UdpSocket { fd, ipv6, vectors: Vectors::new() };
+    Ok(UdpSockets { sockets, engine, port, ipv6, notes })
 }
 
 /// Leaves outer datagrams without "don't fragment": a path narrower than the tunnel's MTU then costs speed and not

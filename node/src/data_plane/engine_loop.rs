@@ -1,0 +1,201 @@
+//! The engine's thread: owns the slow half, feeds it what workers hand up, carries out what it says, and answers the
+//! daemon. It waits on its mailbox and on the engine's next timer.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use warren_engine::counters::Counters;
+use warren_engine::engine::Engine;
+use warren_engine::mesh::{Event, MeshUpdate};
+use warren_engine::output::WorkerEvent;
+use warren_engine::tables::{LocalIndex, PeerIndex, Shared, Tables};
+use warren_proto::Reason;
+
+use super::io::OuterIo;
+use super::worker_loop::{ToWorker, Wiring, reason};
+use super::{DataPlaneEvent, Status};
+
+/// The longest wait: timers are kept on a clock that counts through suspend, and waiting is not.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// What others hand to the engine.
+pub(super) enum ToEngine {
+    /// A handshake message, or a transport message of a handshake tunnel.
+    Datagram(SocketAddr, Box<[u8]>),
+    /// A judged packet that waits for a session.
+    Unsent(LocalIndex, PeerIndex, Box<[u8]>),
+    /// A fact from a worker.
+    Event(WorkerEvent),
+    /// A worker has reset the connections it was told to.
+    CutDone,
+    /// The mesh as it now is.
+    Apply(Box<MeshUpdate>),
+    /// How do things stand?
+    Status(oneshot::Sender<Status>),
+    /// A device is lost, or a worker.
+    Lost { what: &'static str, error: String },
+    /// The end.
+    Stop,
+}
+
+/// An acknowledgement that waits until everything judged earlier has left.
+struct Held {
+    event: Event,
+    /// How many items must have been dealt with.
+    after: u64,
+}
+
+/// The slow half with its surroundings.
+pub(super) struct EngineLoop {
+    pub(super) engine: Engine,
+    pub(super) shared: Arc<Shared>,
+    pub(super) outer: Box<dyn OuterIo>,
+    pub(super) wiring: Arc<Wiring>,
+    /// Of every worker.
+    pub(super) counters: Vec<Arc<Counters>>,
+    /// Of this thread's socket and mailboxes.
+    pub(super) own: Counters,
+    pub(super) inbox: VecDeque<ToEngine>,
+    /// Items dealt with since the start.
+    pub(super) done: u64,
+    pub(super) held: Acknowledgements,
+}
+
+/// What is not said yet.
+#[derive(Default)]
+pub(super) struct Acknowledgements {
+    waiting: VecDeque<Held>,
+    cuts_under_way: usize,
+}
+
+/// Whatever ends this thread ends the data plane closed.
+struct Closing(Arc<Wiring>, Arc<Shared>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        // The engine has done so before, unless it failed.
+        self.1.publish(Arc::new(Tables::deny_all()));
+        self.0.stop_workers();
+    }
+}
+
+impl EngineLoop {
+    /// Runs until told to stop, or until something is lost.
+    pub(super) fn run(mut self) {
+        let _closing = Closing(Arc::clone(&self.wiring), Arc::clone(&self.shared));
+        loop {
+            self.wait();
+            while let Some(item) = self.inbox.pop_front() {
+                let ends = self.take(item);
+                self.done += 1;
+                self.carry_out();
+                if ends {
+                    return;
+                }
+            }
+            self.acknowledge();
+        }
+    }
+
+    fn wait(&mut self) {
+        let now = (self.wiring.time)();
+        let until = self.engine.poll_timeout().map_or(LONGEST_WAIT, |at| at.saturating_sub(now.monotonic));
+        self.wiring.engine.wait_and_take(&mut self.inbox, until.min(LONGEST_WAIT));
+        let now = (self.wiring.time)();
+        if self.engine.poll_timeout().is_some_and(|at| at <= now.monotonic) {
+            self.engine.handle_timeout(now);
+            self.carry_out();
+        }
+    }
+
+    /// Deals with one item; whether it is the last.
+    fn take(&mut self, item: ToEngine) -> bool {
+        let now = (self.wiring.time)();
+        match item {
+            ToEngine::Datagram(from, datagram) => self.engine.handle_datagram(from, &datagram, now),
+            ToEngine::Unsent(local, peer, packet) => self.engine.handle_unsent(local, peer, &packet, now),
+            ToEngine::Event(event) => self.engine.handle_worker_event(&event, now),
+            ToEngine::CutDone => self.held.cuts_under_way = self.held.cuts_under_way.saturating_sub(1),
+            ToEngine::Apply(update) => self.engine.apply(&update, now),
+            ToEngine::Status(answer) => {
+                let _ = answer.send(self.status());
+            }
+            ToEngine::Lost { what, error } => {
+                self.engine.shut_down(now);
+                self.say(DataPlaneEvent::DeviceLost { what, error });
+                return true;
+            }
+            ToEngine::Stop => {
+                self.engine.shut_down(now);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn say(&self, event: DataPlaneEvent) {
+        // Without a listener the daemon is ending, and this thread hears of it next.
+        let _ = self.wiring.events.send(event);
+    }
+
+    /// Carries out everything that the engine has decided.
+    fn carry_out(&mut self) {
+        while let Some(packet) = self.engine.poll_plain() {
+            // One worker per peer keeps its packets in order.
+            let worker = packet.peer.0 as usize % self.wiring.workers.len();
+            if !self.wiring.workers[worker].offer(ToWorker::Plain(packet)) {
+                self.own.drop_one(Reason::HandoverFull);
+            }
+        }
+        while let Some(transmit) = self.engine.poll_transmit() {
+            let own = &self.own;
+            let mut datagrams = std::iter::once((transmit.to, &transmit.datagram[..]));
+            self.outer.send(&mut datagrams, &mut |_, why| own.drop_one(reason(why)));
+        }
+        while let Some(event) = self.engine.poll_event() {
+            match event {
+                Event::Applied { .. } => {
+                    let waiting = self.inbox.len() + self.wiring.engine.len();
+                    self.held.waiting.push_back(Held { event, after: self.done + waiting as u64 });
+                }
+                Event::FlowsCut(cuts) => {
+                    self.held.cuts_under_way += 1;
+                    self.wiring.workers[0].insist(ToWorker::Cut(cuts.clone()));
+                    self.say(DataPlaneEvent::Engine(Event::FlowsCut(cuts)));
+                }
+                event => self.say(DataPlaneEvent::Engine(event)),
+            }
+        }
+    }
+
+    /// Says that an update is applied once what was judged before it has left: packets on their way from a worker to
+    /// this thread, and the resets of connections that were cut.
+    fn acknowledge(&mut self) {
+        while self.held.cuts_under_way == 0 && self.held.waiting.front().is_some_and(|held| held.after <= self.done) {
+            if let Some(held) = self.held.waiting.pop_front() {
+                self.say(DataPlaneEvent::Engine(held.event));
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let now = (self.wiring.time)();
+        let mut drops = vec![0; Reason::ALL.len()];
+        let mut add = |(reason, count): (Reason, u64)| drops[reason as usize] += count;
+        self.engine.drops().for_each(&mut add);
+        self.counters.iter().flat_map(|counters| counters.drops()).for_each(&mut add);
+        self.own.drops().for_each(&mut add);
+        let drops = Reason::ALL.iter().map(|reason| (*reason, drops[*reason as usize]));
+        Status {
+            peers: self.engine.peers(now),
+            unknown_keys: self.engine.unknown_keys(),
+            drops: drops.filter(|(_, count)| *count > 0).collect(),
+            traffic: self.counters.iter().map(|counters| counters.traffic()).collect(),
+            flows: self.shared.flows().len(),
+            generation: self.shared.tables().generation,
+        }
+    }
+}

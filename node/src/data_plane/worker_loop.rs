@@ -1,0 +1,307 @@
+//! A worker's thread: waits on its TUN queue, its UDP socket and its mailbox, lends what arrives to the pure
+//! [`Worker`] and writes what that hands back. One turn of the loop is one batch: judged by one set of tables and
+//! written before the next is loaded.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::mpsc::UnboundedSender;
+use warren_engine::Now;
+use warren_engine::counters::Counters;
+use warren_engine::flows::CutFlow;
+use warren_engine::mesh::PlainPacket;
+use warren_engine::output::{ForEngine, Outbox, OutboxLimits, Transmit};
+use warren_engine::worker::Worker;
+use warren_proto::Reason;
+
+use super::engine_loop::ToEngine;
+use super::io::{InnerIo, OuterIo, ReceiveBatch, SendRefusal};
+use super::mailbox::Mailbox;
+use super::{DataPlaneEvent, TimeSource};
+
+/// Datagrams, and packets, per turn: the latency of one direction under load of the other.
+const TURN: usize = 64;
+/// The largest packet that a TUN device without offloads gives.
+const LARGEST_PACKET: usize = 65_536;
+/// How often flow records are collected; also the longest wait.
+const RECORDS_INTERVAL: Duration = Duration::from_secs(1);
+/// Errors in a row, without one success, after which a socket counts as lost.
+const ERRORS_IN_A_ROW: u32 = 1_000;
+
+/// What others hand to a worker.
+#[derive(Debug)]
+pub(super) enum ToWorker {
+    /// A datagram of a session whose replay window is this worker's. Nothing of it is judged yet.
+    Datagram(SocketAddr, Box<[u8]>),
+    /// An opened packet of a plain WireGuard peer.
+    Plain(PlainPacket),
+    /// Connections to reset at both ends.
+    Cut(Vec<CutFlow>),
+}
+
+/// What all threads share.
+pub(super) struct Wiring {
+    pub(super) workers: Box<[Mailbox<ToWorker>]>,
+    pub(super) engine: Mailbox<ToEngine>,
+    pub(super) stop: AtomicBool,
+    pub(super) time: TimeSource,
+    pub(super) events: UnboundedSender<DataPlaneEvent>,
+}
+
+impl Wiring {
+    /// Ends every worker at the end of its turn.
+    pub(super) fn stop_workers(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        for mailbox in &self.workers {
+            mailbox.wake();
+        }
+    }
+}
+
+/// Says so when a worker's thread fails: a data plane that lacks a worker must end.
+struct Alarm(Arc<Wiring>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = "a worker failed; see the log".to_owned();
+            self.0.engine.insist(ToEngine::Lost { what: "data plane", error });
+        }
+    }
+}
+
+/// One worker with its devices.
+pub(super) struct WorkerLoop {
+    worker: Worker,
+    outbox: Outbox,
+    ports: Ports,
+    received: ReceiveBatch,
+    packet: Box<[u8]>,
+    mail: VecDeque<ToWorker>,
+    outer_errors: u32,
+    records_due: Duration,
+}
+
+/// Where everything that a worker hands back goes.
+struct Ports {
+    inner: Box<dyn InnerIo>,
+    outer: Box<dyn OuterIo>,
+    wiring: Arc<Wiring>,
+    counters: Arc<Counters>,
+}
+
+/// A device that can no longer be used.
+struct Lost {
+    what: &'static str,
+    error: io::Error,
+}
+
+/// Which of a worker's inputs have something.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ready {
+    inner: bool,
+    outer: bool,
+    mail: bool,
+}
+
+impl WorkerLoop {
+    /// Devices and memory for `worker`; its datagrams are at most `largest_datagram` bytes long.
+    pub(super) fn new(
+        worker: Worker,
+        inner: Box<dyn InnerIo>,
+        outer: Box<dyn OuterIo>,
+        wiring: Arc<Wiring>,
+        largest_datagram: usize,
+    ) -> Self {
+        let counters = worker.counters();
+        Self {
+            worker,
+            outbox: Outbox::new(OutboxLimits::default()),
+            ports: Ports { inner, outer, wiring, counters },
+            received: ReceiveBatch::new(TURN, largest_datagram),
+            packet: vec![0; LARGEST_PACKET].into_boxed_slice(),
+            mail: VecDeque::new(),
+            outer_errors: 0,
+            records_due: Duration::ZERO,
+        }
+    }
+
+    /// Runs until told to stop, or until a device is lost.
+    pub(super) fn run(mut self) {
+        let wiring = Arc::clone(&self.ports.wiring);
+        let _alarm = Alarm(Arc::clone(&wiring));
+        while !wiring.stop.load(Ordering::SeqCst) {
+            if let Err(Lost { what, error }) = self.turn(&wiring) {
+                // Parked, it is not waited for while the engine closes everything.
+                self.worker.park();
+                wiring.engine.insist(ToEngine::Lost { what, error: error.to_string() });
+                return;
+            }
+        }
+    }
+
+    fn turn(&mut self, wiring: &Wiring) -> Result<(), Lost> {
+        self.worker.park();
+        let mailbox = &wiring.workers[usize::from(self.worker.index())];
+        let ready = self.ports.wait(mailbox);
+        let now = (wiring.time)();
+        if ready.inner || ready.outer || ready.mail {
+            self.worker.begin_batch(&mut self.outbox);
+            if ready.mail {
+                self.take_mail(mailbox, now)?;
+            }
+            if ready.outer {
+                self.take_datagrams(now)?;
+            }
+            if ready.inner {
+                self.take_packets(now)?;
+            }
+            self.ports.flush(&mut self.outbox)?;
+        }
+        if now.monotonic >= self.records_due {
+            self.records_due = now.monotonic + RECORDS_INTERVAL;
+            while let Some(record) = self.worker.poll_flow_record() {
+                // Without a listener the daemon is ending, and this thread is told next.
+                let _ = wiring.events.send(DataPlaneEvent::Flow(record));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_mail(&mut self, mailbox: &Mailbox<ToWorker>, now: Now) -> Result<(), Lost> {
+        mailbox.silence();
+        mailbox.take(&mut self.mail);
+        while let Some(item) = self.mail.pop_front() {
+            self.ports.make_room(&mut self.outbox)?;
+            match item {
+                ToWorker::Datagram(from, datagram) => {
+                    self.worker.handle_datagram(from, &datagram, now, &mut self.outbox);
+                }
+                ToWorker::Plain(PlainPacket { local, peer, packet }) => {
+                    self.worker.handle_plain(local, peer, &packet, now, &mut self.outbox);
+                }
+                ToWorker::Cut(cuts) => {
+                    for cut in &cuts {
+                        self.ports.make_room(&mut self.outbox)?;
+                        self.worker.handle_cut(cut, now, &mut self.outbox);
+                    }
+                    self.ports.flush(&mut self.outbox)?;
+                    self.ports.wiring.engine.insist(ToEngine::CutDone);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_datagrams(&mut self, now: Now) -> Result<(), Lost> {
+        if let Err(error) = self.ports.outer.receive(&mut self.received) {
+            // Most errors tell of an earlier datagram's fate and are over once read.
+            self.outer_errors += 1;
+            let gone = matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK));
+            if gone || self.outer_errors > ERRORS_IN_A_ROW {
+                return Err(Lost { what: "UDP socket", error });
+            }
+            return Ok(());
+        }
+        self.outer_errors = 0;
+        for (from, datagram) in self.received.datagrams() {
+            self.ports.make_room(&mut self.outbox)?;
+            self.worker.handle_datagram(from, datagram, now, &mut self.outbox);
+        }
+        Ok(())
+    }
+
+    fn take_packets(&mut self, now: Now) -> Result<(), Lost> {
+        for _ in 0..TURN {
+            self.ports.make_room(&mut self.outbox)?;
+            let length = match self.ports.inner.receive(&mut self.packet) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Lost { what: "TUN device", error }),
+            };
+            let packet = self.packet.get(..length).unwrap_or_default();
+            self.worker.handle_outbound(packet, now, &mut self.outbox);
+        }
+        Ok(())
+    }
+}
+
+impl Ports {
+    /// Waits for input.
+    fn wait(&self, mailbox: &Mailbox<ToWorker>) -> Ready {
+        let mut descriptors = [
+            PollFd::from_borrowed_fd(self.inner.descriptor(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.outer.descriptor(), PollFlags::IN),
+            PollFd::from_borrowed_fd(mailbox.descriptor(), PollFlags::IN),
+        ];
+        let timeout = Timespec { tv_sec: RECORDS_INTERVAL.as_secs().cast_signed(), tv_nsec: 0 };
+        if poll(&mut descriptors, Some(&timeout)).is_err() {
+            return Ready::default();
+        }
+        let [inner, outer, mail] = descriptors.map(|descriptor| !descriptor.revents().is_empty());
+        Ready { inner, outer, mail }
+    }
+
+    /// Empties the outbox where it is full.
+    fn make_room(&mut self, outbox: &mut Outbox) -> Result<(), Lost> {
+        if outbox.has_room() { Ok(()) } else { self.flush(outbox) }
+    }
+
+    /// Writes everything that the outbox holds.
+    fn flush(&mut self, outbox: &mut Outbox) -> Result<(), Lost> {
+        let Self { inner, outer, wiring, counters } = self;
+        for packet in outbox.deliveries() {
+            match inner.deliver(packet) {
+                Ok(()) => {}
+                Err(error) if is_gone(&error) => return Err(Lost { what: "TUN device", error }),
+                // Down, out of memory, or a packet that the host's stack does not take.
+                Err(_) => counters.drop_one(Reason::DeliverFailed),
+            }
+        }
+        outer.send(&mut outbox.transmits().flat_map(datagrams), &mut |_, why| counters.drop_one(reason(why)));
+        for handover in outbox.handovers() {
+            let mailbox = wiring.workers.get(usize::from(handover.worker));
+            let item = ToWorker::Datagram(handover.source, handover.datagram.into());
+            if !mailbox.is_some_and(|mailbox| mailbox.offer(item)) {
+                counters.drop_one(Reason::HandoverFull);
+            }
+        }
+        for item in outbox.for_engine() {
+            let item = match item {
+                ForEngine::Datagram { source, datagram } => ToEngine::Datagram(source, datagram.into()),
+                ForEngine::Unsent { local, peer, packet } => ToEngine::Unsent(local, peer, packet.into()),
+            };
+            if !wiring.engine.offer(item) {
+                counters.drop_one(Reason::HandoverFull);
+            }
+        }
+        for event in outbox.events() {
+            wiring.engine.insist(ToEngine::Event(event.clone()));
+        }
+        outbox.clear();
+        Ok(())
+    }
+}
+
+fn datagrams<'a>(train: Transmit<'a>) -> impl Iterator<Item = (SocketAddr, &'a [u8])> + use<'a> {
+    train.datagrams().map(move |datagram| (train.endpoint, datagram))
+}
+
+/// Whether the TUN device was removed under us.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV))
+}
+
+/// The name under which a datagram that did not leave is counted.
+pub(super) fn reason(refusal: SendRefusal) -> Reason {
+    match refusal {
+        SendRefusal::TooBig => Reason::PacketTooBig,
+        SendRefusal::Failed(_) => Reason::SendFailed,
+    }
+}
