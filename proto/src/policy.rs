@@ -22,6 +22,8 @@ pub mod identities;
 pub mod lint;
 pub mod paths;
 pub mod plan;
+#[cfg(test)]
+mod properties;
 pub mod request;
 pub mod slice;
 pub mod table;

@@ -154,3 +154,6 @@ impl ClaimValue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -197,6 +197,8 @@ impl Reader<'_> {
             self.error(at, Code::ForbiddenYaml, "tags are not part of this language", "quote a value to make it text");
         }
         match event {
+            // A value that was left out has no characters in the source.
+            Event::Scalar(_, ScalarStyle::Plain, ..) if span.is_empty() => self.scalar(at, "", ScalarStyle::Plain),
             Event::Scalar(text, style, ..) => self.scalar(at, &text, style),
             Event::SequenceStart(..) => self.enter(Open::List(at, Vec::new())),
             Event::MappingStart(..) => self.enter(Open::Map(at, Vec::new(), None)),

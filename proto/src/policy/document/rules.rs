@@ -1,6 +1,6 @@
 //! Rules as written: `allow`, `deny`, `require` and the terms in them.
 
-use super::super::diagnostic::{Code, Position};
+use super::super::diagnostic::Code;
 use super::super::fields::{At, Context, Fields};
 use super::super::guard::Guard;
 use super::super::paths::PathTemplate;
@@ -312,14 +312,5 @@ fn claim_value(cx: &mut Context<'_>, node: &Node) -> Option<ClaimValue> {
             cx.invalid(node, "a claim value", "text, a number, true or false");
             None
         }
-    }
-}
-
-/// A place for findings about a rule as a whole.
-impl Rule {
-    /// Where its name stands.
-    #[must_use]
-    pub fn at(&self) -> Position {
-        self.name.at
     }
 }
