@@ -1,3 +1,5 @@
 //! The coordinator of a warren mesh.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    warren_coordinator::cli::run()
+}

@@ -11,6 +11,9 @@ use crate::reason::{Reason, Refusal};
 /// Largest frame on the control link (256 KiB). An update larger than this is sent in parts.
 pub const MAX_CONTROL_FRAME: usize = 256 * 1024;
 
+/// Largest frame that a node sends on the control link (64 KiB).
+pub const MAX_NODE_FRAME: usize = 64 * 1024;
+
 /// Largest frame before a node has proven anything (32 KiB).
 pub const MAX_ENROL_FRAME: usize = 32 * 1024;
 

@@ -1,0 +1,538 @@
+//! One node's link: what it holds, what it is to be told next, and what it said to that.
+//!
+//! ```text
+//!             Hello                      Ack | items refused
+//!   attached -------> current  <----------------------------  in flight
+//!                        |    marked, after the debounce         ^  |
+//!                        +----------------------------------------+  | refused whole: what the node holds is
+//!                                    difference                      v not known, the next update is a snapshot
+//! ```
+//!
+//! One update is in flight at a time; what is marked meanwhile waits for its acknowledgement and is then sent
+//! as one difference, however many changes it was.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use quinn::VarInt;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use warren_proto::codec::{MAX_CONTROL_FRAME, MAX_NODE_FRAME};
+use warren_proto::control_trust::TrustedNode;
+use warren_proto::peer_map::{Generation, Heartbeat, MAX_HINTS, Scope};
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{InstanceId, PROTOCOL_VERSION, READER_VERSION, UnixTime, wire};
+
+use super::framing::{Receiver, Sender};
+use super::issuance::{self, Requester};
+use super::links::{Attached, Held, LinkStatus, Links, RefusedUpdate};
+use super::{LinkSettings, update};
+use crate::peer_map::{MANIFEST_LIFETIME, concerned, manifest, project};
+use crate::registry::{Registry, admitted_node};
+use crate::state::{State, Touched};
+
+/// The Hello must come within this after the handshake.
+const HELLO: Duration = Duration::from_secs(10);
+/// A change waits this long for others to join it ...
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// ... but never longer than this in all. Revocations wait for nothing.
+const DEBOUNCE_MOST: Duration = Duration::from_millis(200);
+/// A node that takes no frame, or acknowledges nothing, for so long is sent away.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Application error code of every close that carries a refusal.
+const REFUSED: VarInt = VarInt::from_u32(1);
+/// A clock further off than this is reported.
+const CLOCK_SKEW_MS: i64 = 30_000;
+
+/// What every session of a listener shares.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) registry: Arc<Registry>,
+    pub(super) links: Arc<Links>,
+    pub(super) settings: LinkSettings,
+    pub(super) stopping: watch::Receiver<bool>,
+}
+
+/// Closes a connection with words that the other side understands.
+pub(super) fn close(connection: &quinn::Connection, refusal: &Refusal) {
+    let text = format!("{}: {}", refusal.reason, refusal.detail);
+    // A close frame must fit a packet.
+    let cut = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= 512).last().unwrap_or(0);
+    connection.close(REFUSED, text.get(..cut).unwrap_or_default().as_bytes());
+}
+
+/// Why the older of two connections of one node is closed.
+pub(super) fn replaced() -> Refusal {
+    Refusal::new(Reason::Conflict, "another connection of this node took its place")
+        .hint("if this repeats, two machines use one state directory")
+}
+
+/// Serves a node until its connection ends.
+pub(super) async fn serve(shared: Arc<Shared>, connection: quinn::Connection, node: TrustedNode) {
+    let id = node.certificate.node();
+    match run(&shared, &connection, &node).await {
+        Ok(()) => tracing::debug!(node = %id, "the link ended"),
+        Err(refusal) => {
+            tracing::info!(node = %id, reason = %refusal.reason, detail = %refusal.detail, "the link ended");
+            close(&connection, &refusal);
+        }
+    }
+}
+
+async fn run(shared: &Arc<Shared>, connection: &quinn::Connection, trusted: &TrustedNode) -> Result<(), Refusal> {
+    let node = trusted.certificate.node();
+    let leaf = trusted.certificate.leaf();
+    admitted_node(&shared.registry.state(), node)?;
+    check_not_revoked(&shared.registry.state(), trusted)?;
+    let requester = Requester {
+        node,
+        key_sha256: warren_proto::peer_map::object_digest(leaf.spki()),
+        ended: leaf.not_after() <= shared.registry.now(),
+    };
+    let late = || Refusal::new(Reason::FrameUnexpected, "no Hello came in time");
+    let opened = timeout(HELLO, connection.accept_bi()).await.map_err(|_| late())?;
+    let (send, receive) = opened.map_err(|error| lost(&error))?;
+    let mut send = Sender::new(send, MAX_CONTROL_FRAME);
+    let mut receive = Receiver::new(receive, MAX_NODE_FRAME);
+    let first = timeout(HELLO, receive.expect::<wire::NodeFrame>("Hello")).await.map_err(|_| late())??;
+    let Some(wire::node_frame::Frame::Hello(hello)) = first.frame else {
+        return Err(Refusal::new(Reason::FrameUnexpected, "the first frame is not a Hello"));
+    };
+    if let Err(refusal) = check_hello(&hello) {
+        go_away(&mut send, &refusal).await;
+        return Err(refusal);
+    }
+    let mut session = Session::attach(shared, connection, requester, send, &hello);
+    session.welcome(connection.remote_address()).await?;
+    if requester.ended {
+        tracing::warn!(%node, "the node's certificate has ended; it may only renew it");
+    }
+    session.attend(connection, &mut receive).await
+}
+
+fn check_hello(hello: &wire::Hello) -> Result<(), Refusal> {
+    if hello.version != PROTOCOL_VERSION {
+        let detail = format!("the node speaks control version {}, this coordinator {PROTOCOL_VERSION}", hello.version);
+        return Err(Refusal::new(Reason::VersionUnsupported, detail).hint("run the same release of warren on both"));
+    }
+    if hello.reader < READER_VERSION {
+        let detail = format!("the node reads objects up to version {}, this mesh needs {READER_VERSION}", hello.reader);
+        return Err(Refusal::new(Reason::ReaderTooOld, detail).hint("upgrade warren on the node"));
+    }
+    Ok(())
+}
+
+fn check_not_revoked(state: &State, trusted: &TrustedNode) -> Result<(), Refusal> {
+    let leaf = trusted.certificate.leaf();
+    let covered = trusted.path.issuer_key_ids().find_map(|issuer| {
+        state.revoked.covers(warren_proto::peer_map::Subject {
+            issuer_key_id: issuer.as_bytes(),
+            serial: leaf.serial().as_bytes(),
+            tunnel_key: None,
+            instance: None,
+            node: Some(trusted.certificate.node()),
+            spiffe_id: leaf.identity(),
+            issued_at: leaf.not_before().plus(warren_proto::certificate::CLOCK_SKEW),
+        })
+    });
+    match covered {
+        None => Ok(()),
+        Some("node") => Err(Refusal::new(Reason::NodeRevoked, "the node is revoked")),
+        Some(what) => Err(Refusal::new(Reason::Revoked, format!("the {what} of the node's certificate is revoked"))),
+    }
+}
+
+async fn go_away(send: &mut Sender, refusal: &Refusal) {
+    let away = wire::GoAway { refusal: Some(refusal.clone().into()), retry_window_ms: 60_000 };
+    let frame = wire::CoordinatorFrame { frame: Some(wire::coordinator_frame::Frame::GoAway(away)) };
+    // The connection is closed with the same words in any case.
+    let _ = timeout(Duration::from_secs(1), send.send(&frame)).await;
+}
+
+fn lost(error: &quinn::ConnectionError) -> Refusal {
+    Refusal::new(Reason::FrameUnexpected, format!("the connection ended: {error}"))
+}
+
+struct InFlight {
+    generation: Generation,
+    scope: Arc<Scope>,
+    refresh_at: UnixTime,
+    give_up: Instant,
+}
+
+struct Session {
+    shared: Arc<Shared>,
+    requester: Requester,
+    attached: Attached,
+    send: Sender,
+    /// What the node holds, as far as it said.
+    base: Generation,
+    told: Arc<Scope>,
+    refresh_at: UnixTime,
+    in_flight: Option<InFlight>,
+    /// The generation that heartbeats confirm: the newest the node has taken; none before that.
+    confirmed: Option<Generation>,
+    hints: BTreeMap<InstanceId, Vec<SocketAddr>>,
+    /// When marks are acted on, and since when they wait.
+    flush_at: Option<(Instant, Instant)>,
+}
+
+impl Session {
+    /// Finds out what the node holds: what this process told it before, or exactly what it is to hold now, or
+    /// nothing that helps.
+    fn attach(
+        shared: &Arc<Shared>,
+        connection: &quinn::Connection,
+        requester: Requester,
+        send: Sender,
+        hello: &wire::Hello,
+    ) -> Self {
+        let registry = &shared.registry;
+        let now = registry.now();
+        let skew = signed_ms(hello.clock_unix_ms) - signed_ms(now.0.saturating_mul(1000));
+        if skew.abs() > CLOCK_SKEW_MS {
+            tracing::warn!(node = %requester.node, skew_ms = skew, "the node's clock is off");
+        }
+        let said = Generation { epoch: hello.epoch, revision: hello.revision };
+        let status = LinkStatus {
+            node: requester.node,
+            since: now,
+            remote: connection.remote_address(),
+            software: hello.software.chars().filter(|c| !c.is_control()).take(64).collect(),
+            told: said,
+            acknowledged: said,
+            refused: None,
+            clock_skew_ms: skew,
+            busy: true,
+        };
+        let held = shared.links.held(requester.node);
+        let attached = shared.links.attach(connection.clone(), status);
+        let state = registry.state();
+        let resumable = said.revision != 0 && said <= state.generation() && said.epoch == state.epoch.0;
+        let held = held.filter(|held| resumable && held.digest.as_slice() == hello.scope_digest).or_else(|| {
+            let scope = project(&state, requester.node, &encoded_bundle(registry), now);
+            let digest = scope.digest();
+            let same = resumable && digest.as_slice() == hello.scope_digest;
+            // When its manifest ends is not known after a restart: it is signed anew at once.
+            same.then(|| Held { scope: Arc::new(scope), digest, refresh_at: UnixTime(0) })
+        });
+        if said > state.generation() {
+            tracing::error!(
+                node = %requester.node, epoch = said.epoch, revision = said.revision,
+                "the node holds a newer generation than this store: was an old backup put back without `restore`?"
+            );
+        }
+        let (base, told, refresh_at, confirmed) = match held {
+            Some(held) => (said, held.scope, held.refresh_at, Some(said)),
+            None => (Generation::default(), Arc::default(), UnixTime(0), None),
+        };
+        Self {
+            shared: Arc::clone(shared),
+            requester,
+            attached,
+            send,
+            base,
+            told,
+            refresh_at,
+            in_flight: None,
+            confirmed,
+            hints: BTreeMap::new(),
+            flush_at: None,
+        }
+    }
+
+    async fn welcome(&mut self, remote: SocketAddr) -> Result<(), Refusal> {
+        let state = self.shared.registry.state();
+        let workloads = state.nodes.get(&self.requester.node).map(|node| node.workloads.clone()).unwrap_or_default();
+        let generation = state.generation();
+        // 300 nodes a second is what one coordinator takes on without delay.
+        let window = Duration::from_secs((state.nodes.len() as u64 / 300).clamp(5, 60));
+        self.frame(wire::coordinator_frame::Frame::Welcome(wire::Welcome {
+            epoch: generation.epoch,
+            revision: generation.revision,
+            reconnect_window_ms: u32::try_from(window.as_millis()).unwrap_or(u32::MAX),
+            heartbeat_seconds: u32::try_from(self.shared.settings.heartbeat.as_secs()).unwrap_or(u32::MAX),
+            observed_address: SocketAddr::new(remote.ip().to_canonical(), remote.port()).to_string(),
+            workloads: workloads.iter().map(ToString::to_string).collect(),
+        }))
+        .await
+    }
+
+    async fn attend(&mut self, connection: &quinn::Connection, receive: &mut Receiver) -> Result<(), Refusal> {
+        let mut stopping = self.shared.stopping.clone();
+        let mut issuances = JoinSet::new();
+        let mut heartbeat = tokio::time::interval(self.shared.settings.heartbeat);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.flush().await?;
+        loop {
+            let flush_at = self.flush_at.map(|(at, _)| at).filter(|_| self.in_flight.is_none());
+            let give_up = self.in_flight.as_ref().map(|update| update.give_up);
+            tokio::select! {
+                frame = receive.next::<wire::NodeFrame>() => match frame? {
+                    Some(frame) => self.handle(frame, connection.remote_address().ip()).await?,
+                    None => return Ok(()),
+                },
+                stream = connection.accept_bi() => {
+                    let stream = stream.map_err(|error| lost(&error))?;
+                    let registry = Arc::clone(&self.shared.registry);
+                    issuances.spawn(issue(registry, connection.clone(), self.requester, stream));
+                }
+                Some(_) = issuances.join_next() => {}
+                () = self.attached.mark.woken() => self.debounce(),
+                () = until(flush_at) => self.flush().await?,
+                () = until(give_up) => {
+                    let refusal = Refusal::new(Reason::FrameUnexpected, "the node did not acknowledge its update");
+                    go_away(&mut self.send, &refusal).await;
+                    return Err(refusal);
+                }
+                _ = heartbeat.tick() => self.heartbeat().await?,
+                () = stopped(&mut stopping) => {
+                    let refusal = Refusal::new(Reason::ShuttingDown, "the coordinator is stopping");
+                    go_away(&mut self.send, &refusal).await;
+                    return Err(refusal);
+                }
+            }
+        }
+    }
+
+    fn debounce(&mut self) {
+        let marks = self.attached.mark.look();
+        let now = Instant::now();
+        if marks.scope() || marks.hints() {
+            let since = self.flush_at.map_or(now, |(_, since)| since);
+            let at = if marks.urgent() { now } else { (now + DEBOUNCE).min(since + DEBOUNCE_MOST) };
+            self.flush_at = Some((at, since));
+        }
+    }
+
+    /// Sends what the node is to be told, if anything, and the hints that go with it.
+    async fn flush(&mut self) -> Result<(), Refusal> {
+        self.flush_at = None;
+        if self.in_flight.is_some() || self.requester.ended {
+            return Ok(());
+        }
+        let marks = self.attached.mark.look();
+        self.attached.update(|status| status.busy = true);
+        self.attached.mark.clear(marks);
+        let registry = Arc::clone(&self.shared.registry);
+        let (state, now) = (registry.state(), registry.now());
+        let scope = project(&state, self.requester.node, &encoded_bundle(&registry), now);
+        let difference = self.told.difference(&scope);
+        if difference.is_empty() && self.base.revision != 0 && now < self.refresh_at {
+            self.attached.update(|status| status.busy = false);
+            return self.send_hints(&state).await;
+        }
+        let signed = registry.authority().sign(manifest(&state, self.requester.node, &scope, now)?.encode());
+        let hints = self.changed_hints(&state, &scope);
+        let generation = state.generation();
+        self.attached.update(|status| status.told = generation);
+        for frame in update::frames(self.base, difference, signed, hints) {
+            self.send_frame(&frame).await?;
+        }
+        self.in_flight = Some(InFlight {
+            generation,
+            scope: Arc::new(scope),
+            refresh_at: now.plus(MANIFEST_LIFETIME / 2),
+            give_up: Instant::now() + PATIENCE,
+        });
+        Ok(())
+    }
+
+    async fn handle(&mut self, frame: wire::NodeFrame, remote: IpAddr) -> Result<(), Refusal> {
+        match frame.frame {
+            Some(wire::node_frame::Frame::Ack(ack)) => {
+                self.handle_ack(Generation { epoch: ack.epoch, revision: ack.revision }).await
+            }
+            Some(wire::node_frame::Frame::Nack(nack)) => self.handle_nack(nack),
+            Some(wire::node_frame::Frame::Report(report)) => {
+                self.handle_report(&report, remote);
+                Ok(())
+            }
+            Some(wire::node_frame::Frame::Hello(_)) => {
+                Err(Refusal::new(Reason::FrameUnexpected, "a second Hello on one link"))
+            }
+            None => Err(Refusal::new(Reason::FrameMalformed, "a frame without content, or of a kind not known here")),
+        }
+    }
+
+    async fn handle_ack(&mut self, generation: Generation) -> Result<(), Refusal> {
+        let Some(update) = self.in_flight.take_if(|update| update.generation == generation) else {
+            // What was acknowledged before may be said again; what was never told may not be claimed.
+            if generation <= self.base {
+                return Ok(());
+            }
+            let detail = format!("generation {}.{} was not told", generation.epoch, generation.revision);
+            return Err(Refusal::new(Reason::FrameUnexpected, format!("an acknowledgement out of place: {detail}")));
+        };
+        self.base = update.generation;
+        self.confirmed = Some(update.generation);
+        self.refresh_at = update.refresh_at;
+        self.told = update.scope;
+        let digest = self.told.digest();
+        self.attached.hold(Held { scope: Arc::clone(&self.told), digest, refresh_at: self.refresh_at });
+        self.attached.update(|status| {
+            status.acknowledged = generation;
+            status.busy = false;
+            status.refused = status.refused.take().filter(|refused| refused.generation == generation);
+        });
+        // The node's newest word that its generation is in force, without waiting for the next beat.
+        self.heartbeat().await?;
+        self.debounce();
+        Ok(())
+    }
+
+    fn handle_nack(&mut self, nack: wire::Nack) -> Result<(), Refusal> {
+        let generation = Generation { epoch: nack.epoch, revision: nack.revision };
+        let refusal = nack.refusal.map(Refusal::from);
+        let items: Vec<_> = nack
+            .items
+            .into_iter()
+            .filter_map(|item| {
+                let instance = InstanceId::try_from(item.instance_id.as_slice()).ok()?;
+                let reason = item.reason.parse().unwrap_or(Reason::Internal);
+                Some((instance, Refusal::new(reason, item.detail)))
+            })
+            .collect();
+        tracing::warn!(
+            node = %self.requester.node, revision = generation.revision, items = items.len(),
+            refusal = refusal.as_ref().map(tracing::field::display), "the node refused what it was told"
+        );
+        let whole = refusal.is_some();
+        self.attached.update(|status| status.refused = Some(RefusedUpdate { generation, refusal, items }));
+        if whole && self.in_flight.take_if(|update| update.generation == generation).is_some() {
+            // It keeps what it had; what that is, only a snapshot makes certain. It is sent with the next change, or
+            // at the next review, not at once: the same would be refused again.
+            self.base = Generation::default();
+            self.told = Arc::default();
+            self.attached.update(|status| status.busy = false);
+        }
+        Ok(())
+    }
+
+    fn handle_report(&self, report: &wire::Report, remote: IpAddr) {
+        let Ok(port) = u16::try_from(report.data_port) else { return };
+        if port == 0 {
+            return;
+        }
+        let registry = &self.shared.registry;
+        let (state, now) = (registry.state(), registry.now());
+        let overlay = state.settings().map(|settings| settings.overlay).ok();
+        let mut endpoints: Vec<SocketAddr> = Vec::new();
+        let reported = report.addresses.iter().take(MAX_HINTS).filter_map(|text| text.parse::<IpAddr>().ok());
+        for address in reported.chain([remote]).map(|address| address.to_canonical()) {
+            let useless = address.is_unspecified()
+                || address.is_multicast()
+                || (address.is_loopback() && !remote.to_canonical().is_loopback())
+                || overlay.is_some_and(|overlay| overlay.contains(address));
+            let endpoint = SocketAddr::new(address, port);
+            if !useless && !endpoints.contains(&endpoint) && endpoints.len() < MAX_HINTS {
+                endpoints.push(endpoint);
+            }
+        }
+        if self.shared.links.set_endpoints(self.requester.node, endpoints) {
+            let instances = state.workloads_on(self.requester.node);
+            let touched = Touched {
+                instances: instances.into_iter().map(|workload| (workload, self.requester.node)).collect(),
+                ..Touched::default()
+            };
+            self.shared.links.mark_hints(&concerned(&state, &touched, now));
+        }
+    }
+
+    async fn heartbeat(&mut self) -> Result<(), Refusal> {
+        let registry = Arc::clone(&self.shared.registry);
+        let now = registry.now();
+        if now >= self.refresh_at && self.in_flight.is_none() && self.base.revision != 0 {
+            self.flush().await?;
+        }
+        // A node that refused its last update is told nothing reassuring.
+        let Some(generation) = self.confirmed.filter(|_| self.base.revision != 0 && !self.requester.ended) else {
+            return Ok(());
+        };
+        let trust_domain = registry.state().settings()?.trust_domain.clone();
+        let beat = Heartbeat { trust_domain, node: self.requester.node, generation, issued_at: now };
+        let signed = registry.authority().sign(beat.encode());
+        self.frame(wire::coordinator_frame::Frame::Heartbeat(signed)).await
+    }
+
+    async fn send_hints(&mut self, state: &State) -> Result<(), Refusal> {
+        let told = Arc::clone(&self.told);
+        let hints = self.changed_hints(state, &told);
+        if hints.is_empty() {
+            return Ok(());
+        }
+        self.frame(wire::coordinator_frame::Frame::Hints(wire::Hints { hints })).await
+    }
+
+    /// Endpoints of the peers in `scope` that this link has not carried yet.
+    fn changed_hints(&mut self, state: &State, scope: &Scope) -> Vec<wire::PeerHint> {
+        self.hints.retain(|instance, _| scope.peers.contains_key(instance));
+        let peers: Vec<_> =
+            scope.peers.keys().filter_map(|instance| Some((*instance, state.instances.get(instance)?.node))).collect();
+        let endpoints = self.shared.links.endpoints(peers.iter().map(|(_, node)| *node));
+        let mut changed = Vec::new();
+        for ((instance, _), endpoints) in peers.into_iter().zip(endpoints) {
+            if endpoints.is_empty() || self.hints.get(&instance) == Some(&endpoints) {
+                continue;
+            }
+            changed.push(wire::PeerHint {
+                instance_id: instance.as_bytes().to_vec(),
+                endpoints: endpoints.iter().map(ToString::to_string).collect(),
+            });
+            self.hints.insert(instance, endpoints);
+        }
+        changed
+    }
+
+    async fn frame(&mut self, frame: wire::coordinator_frame::Frame) -> Result<(), Refusal> {
+        self.send_frame(&wire::CoordinatorFrame { frame: Some(frame) }).await
+    }
+
+    async fn send_frame(&mut self, frame: &wire::CoordinatorFrame) -> Result<(), Refusal> {
+        timeout(PATIENCE, self.send.send(frame))
+            .await
+            .map_err(|_| Refusal::new(Reason::FrameUnexpected, "the node takes no data"))?
+    }
+}
+
+async fn issue(
+    registry: Arc<Registry>,
+    connection: quinn::Connection,
+    requester: Requester,
+    stream: (quinn::SendStream, quinn::RecvStream),
+) {
+    let node = requester.node;
+    match timeout(PATIENCE, issuance::serve(registry, connection, requester, stream)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(refusal)) => {
+            tracing::warn!(%node, reason = %refusal.reason, detail = %refusal.detail, "issuance was refused");
+        }
+        Err(_) => tracing::warn!(%node, "an issuance took too long"),
+    }
+}
+
+/// Completes when the coordinator stops.
+pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // A sender that is gone stops, too.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn encoded_bundle(registry: &Registry) -> Bytes {
+    registry.authority().bundle().to_wire().encode_to_vec().into()
+}
+
+fn signed_ms(milliseconds: u64) -> i64 {
+    i64::try_from(milliseconds).unwrap_or(i64::MAX)
+}

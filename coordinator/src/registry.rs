@@ -1,0 +1,332 @@
+//! Every change of what the coordinator knows: one command, one commit, one row of the audit log.
+//!
+//! A command looks at the [`State`], plans writes that compare every record it read, and commits them together
+//! with its audit row. The store's watch feed then brings the change back, this coordinator's own like
+//! another's, and the next `State` is published; a command answers when its change is visible there. So there
+//! is one way in which the picture changes, and an answer never runs ahead of it.
+
+mod admin_tokens;
+mod allocation;
+mod instances;
+mod mesh;
+mod nodes;
+mod policy;
+mod revocation;
+mod sweep;
+mod tokens;
+mod transaction;
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Mutex, broadcast, watch};
+use warren_proto::UnixTime;
+use warren_proto::reason::{Reason, Refusal};
+
+use crate::audit::Chain;
+use crate::ca::Authority;
+use crate::clock::WallClock;
+use crate::state::{self, State, StateError, Touched};
+use crate::store::{Commit, CommitId, Outcome, Read, Revision, Store, StoreError, WatchEnd};
+
+pub use instances::TunnelRequest;
+pub use mesh::read_settings;
+pub(crate) use nodes::admitted_node;
+pub use nodes::{EnrolledNode, Enrolment, RENEWAL_GRACE};
+pub use policy::{Applied, PolicyRefused, Submission};
+pub use revocation::Revoke;
+pub use tokens::NewJoinToken;
+pub(crate) use transaction::{Entry, Plan, Transaction};
+
+/// How often a command is planned anew when another coordinator changed what it had read.
+const ATTEMPTS: usize = 5;
+
+/// Change notices held for a slow listener before it is told to look at everything.
+const NOTICES: usize = 256;
+
+/// Who gives a command, why, and under which idempotency key.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// For the audit log: `admin:<token name>`, `node:<id>`, `coordinator`.
+    pub who: String,
+    /// The caller's words; may be empty.
+    pub why: String,
+    /// A command repeated under the same id is done once.
+    pub request: CommitId,
+}
+
+impl Caller {
+    /// A caller without words, under a fresh id.
+    #[must_use]
+    pub fn new(who: impl Into<String>) -> Self {
+        Self { who: who.into(), why: String::new(), request: CommitId::random() }
+    }
+
+    /// The coordinator itself, in its periodic work.
+    #[must_use]
+    pub fn coordinator() -> Self {
+        Self::new("coordinator")
+    }
+}
+
+/// The handle to all commands and to the published state.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    authority: ArcSwap<Authority>,
+    clock: Arc<WallClock>,
+    advertised: Vec<String>,
+    published: ArcSwap<State>,
+    visible: watch::Sender<Revision>,
+    notices: broadcast::Sender<Arc<Touched>>,
+    writer: Mutex<Chain>,
+    failure: watch::Sender<Option<String>>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("generation", &self.state().generation()).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// Builds the picture from the store. [`Registry::follow`] must run for commands to be answered.
+    /// `advertised` is where nodes reach coordinators, `host:port`.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        authority: Authority,
+        clock: Arc<WallClock>,
+        advertised: Vec<String>,
+    ) -> Result<Arc<Self>, Refusal> {
+        let state = load_state(&*store).await?;
+        let chain = Chain::load(&*store).await?;
+        Ok(Arc::new(Self {
+            visible: watch::Sender::new(state.revision),
+            published: ArcSwap::from_pointee(state),
+            notices: broadcast::Sender::new(NOTICES),
+            writer: Mutex::new(chain),
+            failure: watch::Sender::new(None),
+            authority: ArcSwap::from_pointee(authority),
+            store,
+            clock,
+            advertised,
+        }))
+    }
+
+    /// The picture now. It does not change; ask again for a newer one.
+    #[must_use]
+    pub fn state(&self) -> Arc<State> {
+        self.published.load_full()
+    }
+
+    /// The wall clock above its floor.
+    #[must_use]
+    pub fn now(&self) -> UnixTime {
+        self.clock.now()
+    }
+
+    /// The store, for reading what is not part of the state (the audit log).
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The certificate authority, whose own certificates are in date.
+    #[must_use]
+    pub fn authority(&self) -> Arc<Authority> {
+        self.authority.load_full()
+    }
+
+    /// Takes an authority whose own certificates were renewed.
+    pub fn replace_authority(&self, authority: Authority) {
+        self.authority.store(Arc::new(authority));
+    }
+
+    /// Where nodes reach coordinators, as join tokens carry it.
+    #[must_use]
+    pub fn advertised(&self) -> &[String] {
+        &self.advertised
+    }
+
+    /// Notices of what changed, from now on. A listener that lags must treat everything as changed.
+    #[must_use]
+    pub fn notices(&self) -> broadcast::Receiver<Arc<Touched>> {
+        self.notices.subscribe()
+    }
+
+    /// Completes when the store has failed and the process must end; says why.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        loop {
+            if let Some(why) = failure.borrow_and_update().clone() {
+                return why;
+            }
+            if failure.changed().await.is_err() {
+                return "the registry is gone".to_owned();
+            }
+        }
+    }
+
+    /// Takes the store's feed for as long as it lasts and publishes each next picture.
+    ///
+    /// A feed that lags is resumed; one that no longer reaches back is replaced by a whole snapshot, published
+    /// only once it is complete: no interruption is ever taken for a deletion.
+    pub async fn follow(&self) {
+        loop {
+            let after = self.state().revision;
+            match self.store.watch(after).await {
+                Ok(mut feed) => loop {
+                    match feed.next().await {
+                        Ok(batch) => {
+                            if let Err(error) = self.take(&batch) {
+                                return self.fail(error.to_string());
+                            }
+                        }
+                        Err(WatchEnd::Lagged) => break,
+                        Err(end) => return self.fail(end.to_string()),
+                    }
+                },
+                Err(StoreError::Compacted(_)) => match load_state(&*self.store).await {
+                    Ok(state) => self.publish(state, None),
+                    Err(refusal) => return self.fail(refusal.to_string()),
+                },
+                Err(error) => return self.fail(error.to_string()),
+            }
+        }
+    }
+
+    fn take(&self, batch: &crate::store::Batch) -> Result<(), StateError> {
+        let current = self.state();
+        if batch.revision <= current.revision {
+            return Ok(());
+        }
+        let mut next = (*current).clone();
+        let changes = batch
+            .changes
+            .iter()
+            .map(|change| state::Change {
+                key: change.key.clone(),
+                value: change.value.clone().map(Into::into),
+                modified: batch.revision,
+            })
+            .collect();
+        let touched = next.apply(batch.revision, changes)?;
+        self.publish(next, Some(touched));
+        Ok(())
+    }
+
+    /// `None` for a picture that was built anew: everything may have changed.
+    fn publish(&self, state: State, touched: Option<Touched>) {
+        let revision = state.revision;
+        self.published.store(Arc::new(state));
+        self.visible.send_replace(revision);
+        // Nobody listens in commands of the command line; that is no error.
+        let _ = self.notices.send(Arc::new(touched.unwrap_or_else(Touched::everything)));
+    }
+
+    fn fail(&self, why: String) {
+        tracing::error!(error = %why, "the store has failed; the process ends");
+        self.failure.send_replace(Some(why));
+    }
+
+    /// Plans a change on the picture as it is, commits it with its audit row, and waits until it is visible.
+    ///
+    /// `plan` may run several times: when another coordinator changed what it had read, it is asked again.
+    pub(crate) async fn change<T>(
+        &self,
+        caller: &Caller,
+        mut plan: impl FnMut(&State, UnixTime) -> Result<Plan<T>, Refusal> + Send,
+    ) -> Result<T, Refusal> {
+        let mut chain = self.writer.lock().await;
+        for _ in 0..ATTEMPTS {
+            let now = self.clock.now();
+            let (transaction, entry, answer) = match plan(&self.state(), now)? {
+                Plan::Answer(answer) => return Ok(answer),
+                Plan::Commit { transaction, entry, answer } => (transaction, entry, answer),
+            };
+            let Transaction { mut compares, mut writes } = transaction;
+            let appended = chain.append([entry.draft(caller, now)]);
+            compares.extend(appended.compares);
+            writes.extend(appended.writes);
+            let outcome = self.store.commit(Commit { id: caller.request, compares, writes }).await;
+            match outcome {
+                Ok(Outcome::Committed { revision, .. }) => {
+                    *chain = appended.tail;
+                    self.wait_for(revision).await?;
+                    return Ok(answer);
+                }
+                Ok(Outcome::Conflict { key, found }) => {
+                    if key.starts_with(crate::audit::PREFIX) {
+                        *chain = Chain::load(&*self.store).await?;
+                    }
+                    if let Some(revision) = found {
+                        self.wait_for(revision).await?;
+                    }
+                }
+                Err(error) => {
+                    if error.is_fatal() {
+                        self.fail(error.to_string());
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Err(Refusal::new(Reason::Conflict, "other coordinators keep changing the same records").hint("try again"))
+    }
+
+    /// Puts content-addressed records, which mean nothing until a later commit refers to them.
+    pub(crate) async fn put_unreferenced(&self, mut writes: Vec<crate::store::Write>) -> Result<(), Refusal> {
+        while !writes.is_empty() {
+            let batch = transaction::take_batch(&mut writes);
+            match self.store.commit(Commit::new(Vec::new(), batch)).await {
+                Ok(Outcome::Committed { revision, .. }) => self.wait_for(revision).await?,
+                Ok(Outcome::Conflict { .. }) => {
+                    return Err(Refusal::new(Reason::Internal, "a commit without compares conflicted"));
+                }
+                Err(error) => {
+                    if error.is_fatal() {
+                        self.fail(error.to_string());
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait_for(&self, revision: Revision) -> Result<(), Refusal> {
+        let mut visible = self.visible.subscribe();
+        let mut failure = self.failure.subscribe();
+        tokio::select! {
+            seen = visible.wait_for(|seen| *seen >= revision) => seen.map(|_| ()).map_err(|_| stopped()),
+            _ = failure.wait_for(Option::is_some) => Err(stopped()),
+        }
+    }
+}
+
+fn stopped() -> Refusal {
+    Refusal::new(Reason::StoreUnavailable, "the store has stopped; whether the change was taken is not known")
+        .hint("repeat the request with the same Idempotency-Key once the coordinator is back")
+}
+
+/// The whole picture from a snapshot, prefix by prefix. Commits that happen meanwhile come again through the
+/// feed, which begins at the first page's revision, and applying them twice changes nothing.
+pub async fn load_state(store: &dyn Store) -> Result<State, Refusal> {
+    let mut state = State::empty(store.epoch());
+    let mut changes = Vec::new();
+    let mut first = None;
+    for prefix in state::PREFIXES {
+        let snapshot = store.snapshot(Read::all(prefix.as_bytes())).await?;
+        first.get_or_insert(snapshot.revision);
+        changes.extend(snapshot.entries.into_iter().map(|entry| state::Change {
+            key: entry.key,
+            value: Some(entry.value.into()),
+            modified: entry.modified,
+        }));
+    }
+    state.apply(first.unwrap_or_default(), changes)?;
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,312 @@
+//! Instances: what runs where, with which address, key and certificates.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use warren_proto::certificate::{CLOCK_SKEW, Capabilities};
+use warren_proto::peer_map::Subject;
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{InstanceId, NodeId, UnixTime, WorkloadName};
+
+use super::nodes::{admitted_node, certificate_key, key_hash, key_in_use};
+use super::tokens::check_match;
+use super::{Caller, Entry, Plan, Registry, Transaction, allocation};
+use crate::ca::{RequesterKey, TunnelTerms};
+use crate::state::records::{
+    AddressLease, Der, Hex32, Instance, KeyOwner, KeyUse, MeshSettings, Node, TunnelCertificate,
+};
+use crate::state::{Key, KeyKind, KeyName, State, Stored};
+use crate::store::Revision;
+
+/// Most instances of one node.
+const MAX_INSTANCES: usize = 1_024;
+/// Certificates of an instance that are live at once: the present one and the one it takes over from.
+const MAX_CERTIFICATES: usize = 2;
+
+/// What a node asks a tunnel certificate for, its possession of both keys proven.
+#[derive(Debug)]
+pub struct TunnelRequest {
+    /// The node that asks, from its certificate.
+    pub node: NodeId,
+    /// The identity.
+    pub workload: WorkloadName,
+    /// The instance to renew; none for a new one.
+    pub instance: Option<InstanceId>,
+    /// The certificate's key.
+    pub key: RequesterKey,
+    /// The X25519 key to bind.
+    pub tunnel_key: [u8; 32],
+    /// What the node says it can do.
+    pub capabilities: Capabilities,
+}
+
+impl TunnelRequest {
+    const fn tunnel_key_name(&self) -> KeyName {
+        KeyName { kind: KeyKind::Tunnel, value: self.tunnel_key }
+    }
+}
+
+impl Registry {
+    /// Issues a tunnel certificate: the instance, its addresses, its keys and the audit row are one commit, and the
+    /// certificate leaves only after it.
+    ///
+    /// The same request repeated (same keys; the answer may have been lost) is answered with the same certificate.
+    pub async fn issue_tunnel(&self, request: TunnelRequest) -> Result<Instance, Refusal> {
+        let fresh = InstanceId::from_bytes(rand::random());
+        let random: u64 = rand::random();
+        let key_sha256 = key_hash(&request.key);
+        let caller = Caller::new(format!("node:{}", request.node));
+        self.change(&caller, |state, now| {
+            let settings = state.settings()?;
+            let node = admitted_node(state, request.node)?;
+            check_identity(node, &request.workload)?;
+            if let Some(same) = issued_before(state, &request, key_sha256, now) {
+                return Ok(Plan::Answer(same.value.clone()));
+            }
+            check_keys(state, &request, key_sha256)?;
+            let mut transaction = Transaction::default();
+            transaction.depends_on(&Key::Node(node.id), node.modified);
+            let (known, mut instance) = match request.instance {
+                Some(id) => {
+                    let known = own_instance(state, &request, id)?;
+                    (Some(known), known.value.clone())
+                }
+                None => (None, new_instance(state, settings, &request, fresh, random, now)?),
+            };
+            let issued = self.authority().issue_tunnel(
+                &request.key,
+                &TunnelTerms {
+                    workload: instance.workload.clone(),
+                    instance: instance.id,
+                    node: request.node,
+                    addresses: instance.addresses,
+                    tunnel_key: request.tunnel_key,
+                    capabilities: request.capabilities,
+                    lifetime: Duration::from_secs(u64::from(settings.tunnel_certificate_lifetime)),
+                },
+                now,
+            )?;
+            let leaf = issued.certificate.leaf();
+            check_not_revoked(state, &instance, &request, leaf)?;
+            instance.certificates.insert(
+                0,
+                TunnelCertificate {
+                    chain: issued.chain.into_iter().map(|der| Der(der.into())).collect(),
+                    serial: leaf.serial().as_bytes().to_vec(),
+                    issuer_key_id: leaf.issuer_key_id().as_bytes().to_vec(),
+                    tunnel_key: Hex32(request.tunnel_key),
+                    key_sha256: Hex32(key_sha256),
+                    not_before: leaf.not_before(),
+                    not_after: leaf.not_after(),
+                },
+            );
+            instance.certificates.retain(|certificate| certificate.not_after > now);
+            instance.certificates.truncate(MAX_CERTIFICATES);
+            write_instance(&mut transaction, state, known, &instance)?;
+            let used = KeyUse { owner: KeyOwner::Instance(instance.id), until: leaf.not_after() };
+            transaction.create(&Key::PublicKey(request.tunnel_key_name()), &used)?;
+            transaction.create(&Key::PublicKey(certificate_key(key_sha256)), &used)?;
+            let entry = Entry {
+                action: "certificate.issue",
+                object: instance.id.to_string(),
+                old: None,
+                new: Some(shown(&instance)),
+            };
+            Ok(Plan::Commit { transaction, entry, answer: instance })
+        })
+        .await
+    }
+
+    /// Removes an instance that was revoked or whose certificates have all ended. Its addresses are quarantined.
+    pub async fn forget_instance(
+        &self,
+        caller: &Caller,
+        id: InstanceId,
+        if_match: Option<Revision>,
+    ) -> Result<(), Refusal> {
+        let state = self.state();
+        let instance = state.instances.get(&id).ok_or_else(|| unknown(id))?;
+        check_match("the instance", instance.modified, if_match)?;
+        if instance.revoked_at.is_none() && instance.valid_until() > self.now() {
+            return Err(Refusal::new(Reason::Conflict, format!("instance {id} is still trusted"))
+                .hint(format!("revoke it first: `warren workload revoke {id}`")));
+        }
+        self.remove_instance(caller, id).await
+    }
+
+    pub(super) async fn remove_instance(&self, caller: &Caller, id: InstanceId) -> Result<(), Refusal> {
+        self.change(caller, |state, now| {
+            let Some(known) = state.instances.get(&id) else { return Ok(Plan::Answer(())) };
+            let mut transaction = Transaction::default();
+            release(&mut transaction, state, known, now)?;
+            let entry = Entry { action: "instance.forget", object: id.to_string(), old: Some(shown(known)), new: None };
+            Ok(Plan::Commit { transaction, entry, answer: () })
+        })
+        .await
+    }
+}
+
+/// Deletes an instance and puts its addresses into quarantine until no certificate alive can name them.
+pub(super) fn release(
+    transaction: &mut Transaction,
+    state: &State,
+    known: &Stored<Instance>,
+    now: UnixTime,
+) -> Result<(), Refusal> {
+    let lifetime = Duration::from_secs(u64::from(state.settings()?.max_certificate_lifetime));
+    transaction.delete(&Key::Instance(known.id), known.modified);
+    for address in known.addresses.iter() {
+        if let Some(lease) = state.addresses.get(&address).filter(|lease| lease.instance == known.id) {
+            let quarantined =
+                AddressLease { instance: known.id, quarantined_until: Some(now.plus(lifetime).plus(CLOCK_SKEW)) };
+            transaction.replace(&Key::Address(address), lease.modified, &quarantined)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_identity(node: &Node, workload: &WorkloadName) -> Result<(), Refusal> {
+    if node.workloads.contains(workload) {
+        return Ok(());
+    }
+    let allowed: Vec<_> = node.workloads.iter().map(WorkloadName::as_str).collect();
+    let detail = format!("node {} may not hold {workload}; it may hold {}", node.id, allowed.join(", "));
+    Err(Refusal::new(Reason::IdentityNotAllowed, detail)
+        .hint(format!("allow it with `warren node allow {} {workload}`", node.id)))
+}
+
+/// The instance that this very request, or one with the same keys, was answered with.
+fn issued_before<'s>(
+    state: &'s State,
+    request: &TunnelRequest,
+    key_sha256: [u8; 32],
+    now: UnixTime,
+) -> Option<&'s Stored<Instance>> {
+    let KeyOwner::Instance(id) = state.keys.get(&request.tunnel_key_name())?.owner else { return None };
+    let instance = state.instances.get(&id)?;
+    let newest = instance.certificates.first()?;
+    let same = instance.node == request.node
+        && instance.workload == request.workload
+        && request.instance.is_none_or(|asked| asked == id)
+        && newest.tunnel_key.0 == request.tunnel_key
+        && newest.key_sha256.0 == key_sha256
+        && newest.not_after > now
+        && instance.revoked_at.is_none();
+    same.then_some(instance)
+}
+
+fn check_keys(state: &State, request: &TunnelRequest, key_sha256: [u8; 32]) -> Result<(), Refusal> {
+    if state.keys.get(&request.tunnel_key_name()).is_some() {
+        return Err(key_in_use("the tunnel key"));
+    }
+    if state.keys.get(&certificate_key(key_sha256)).is_some() {
+        return Err(key_in_use("the certificate request's key"));
+    }
+    Ok(())
+}
+
+fn own_instance<'s>(
+    state: &'s State,
+    request: &TunnelRequest,
+    id: InstanceId,
+) -> Result<&'s Stored<Instance>, Refusal> {
+    // An instance of another node is answered like one that does not exist.
+    let instance = state
+        .instances
+        .get(&id)
+        .filter(|instance| instance.node == request.node)
+        .ok_or_else(|| unknown(id).hint("ask for a new instance: leave instance_id empty"))?;
+    if instance.workload != request.workload {
+        let detail = format!("instance {id} is {}, not {}", instance.workload, request.workload);
+        return Err(Refusal::new(Reason::IdentityNotAllowed, detail));
+    }
+    match instance.revoked_at {
+        Some(at) => Err(Refusal::new(Reason::Revoked, format!("instance {id} was revoked at {at}"))),
+        None => Ok(instance),
+    }
+}
+
+fn new_instance(
+    state: &State,
+    settings: &MeshSettings,
+    request: &TunnelRequest,
+    id: InstanceId,
+    random: u64,
+    now: UnixTime,
+) -> Result<Instance, Refusal> {
+    if state.instances_on(request.node).count() >= MAX_INSTANCES {
+        return Err(Refusal::new(Reason::RateLimited, format!("the node already has {MAX_INSTANCES} instances"))
+            .hint("instances whose certificates have ended are forgotten after a day"));
+    }
+    Ok(Instance {
+        id,
+        node: request.node,
+        workload: request.workload.clone(),
+        addresses: allocation::allocate(state, &settings.overlay, random, now)?,
+        registered_at: now,
+        certificates: Vec::new(),
+        revoked_at: None,
+    })
+}
+
+/// A revocation that names the key or the issuer holds for what is issued after it, too.
+fn check_not_revoked(
+    state: &State,
+    instance: &Instance,
+    request: &TunnelRequest,
+    leaf: &warren_proto::certificate::Leaf,
+) -> Result<(), Refusal> {
+    let covered = state.revoked.covers(Subject {
+        issuer_key_id: leaf.issuer_key_id().as_bytes(),
+        serial: leaf.serial().as_bytes(),
+        tunnel_key: Some(&request.tunnel_key),
+        instance: Some(instance.id),
+        node: Some(request.node),
+        spiffe_id: leaf.identity(),
+        issued_at: leaf.not_before().plus(CLOCK_SKEW),
+    });
+    match covered {
+        None => Ok(()),
+        Some(what) => Err(Refusal::new(Reason::Revoked, format!("the {what} is revoked"))),
+    }
+}
+
+fn write_instance(
+    transaction: &mut Transaction,
+    state: &State,
+    known: Option<&Stored<Instance>>,
+    instance: &Instance,
+) -> Result<(), Refusal> {
+    let key = Key::Instance(instance.id);
+    if let Some(known) = known {
+        return transaction.replace(&key, known.modified, instance);
+    }
+    transaction.create(&key, instance)?;
+    let lease = AddressLease { instance: instance.id, quarantined_until: None };
+    for address in instance.addresses.iter() {
+        let key = Key::Address(address);
+        match state.addresses.get(&address) {
+            // Its quarantine is over, or allocation would not have given it.
+            Some(old) if matches!(address, IpAddr::V4(_)) => transaction.replace(&key, old.modified, &lease)?,
+            _ => transaction.create(&key, &lease)?,
+        }
+    }
+    Ok(())
+}
+
+fn unknown(id: InstanceId) -> Refusal {
+    Refusal::new(Reason::NotFound, format!("there is no instance {id}"))
+}
+
+fn shown(instance: &Instance) -> serde_json::Value {
+    let newest = instance.certificates.first();
+    serde_json::json!({
+        "node": instance.node,
+        "workload": instance.workload,
+        "addresses": instance.addresses.iter().collect::<Vec<_>>(),
+        "serial": newest.map(|certificate| hex::encode(&certificate.serial)),
+        "issuer_key_id": newest.map(|certificate| hex::encode(&certificate.issuer_key_id)),
+        "tunnel_key": newest.map(|certificate| certificate.tunnel_key),
+        "not_after": newest.map(|certificate| certificate.not_after),
+    })
+}

@@ -1,0 +1,290 @@
+//! Nodes: enrolled with a join token, renewed with their own key, changed and forgotten by administrators.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use subtle::ConstantTimeEq;
+use warren_proto::join_token::{JoinSecret, JoinTokenId};
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{NodeId, UnixTime, WorkloadName};
+
+use super::tokens::check_match;
+use super::{Caller, Entry, Plan, Registry, Transaction};
+use crate::ca::{IssuedNode, RequesterKey};
+use crate::state::records::{Hex32, JoinTokenRecord, KeyOwner, KeyUse, Node, NodeCertificate};
+use crate::state::{Key, KeyKind, KeyName, State, Stored};
+use crate::store::Revision;
+
+/// How long after its certificate's end a node may still renew it, with the same key.
+pub const RENEWAL_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Longest host name that is kept, in bytes.
+const MAX_HOST_NAME: usize = 255;
+/// Most identities of one node.
+const MAX_WORKLOADS: usize = 96;
+
+/// A machine that wants to join, its possession of `key` proven.
+#[derive(Debug)]
+pub struct Enrolment {
+    /// The token's public name.
+    pub token: JoinTokenId,
+    /// The token's secret.
+    pub secret: JoinSecret,
+    /// The key of the node certificate to be.
+    pub key: RequesterKey,
+    /// What its operator calls it.
+    pub host_name: String,
+    /// Where it enrols from.
+    pub from: IpAddr,
+}
+
+/// A node that was let in.
+#[derive(Debug)]
+pub struct EnrolledNode {
+    /// Its record.
+    pub node: Node,
+    /// Its certificate, leaf first, the root left out.
+    pub chain: Vec<Vec<u8>>,
+}
+
+impl Registry {
+    /// Redeems a join token. The token's use, the node, its key and the audit row are one commit, so that of any
+    /// number of simultaneous uses exactly as many succeed as the token allows. The same key may ask again
+    /// while the token lasts (its answer may have been lost) and is the same node.
+    pub async fn enrol(&self, enrolment: Enrolment) -> Result<EnrolledNode, Refusal> {
+        let fresh = NodeId::from_bytes(rand::random());
+        let key_sha256 = key_hash(&enrolment.key);
+        let host_name = printable(&enrolment.host_name);
+        let caller = Caller::new(format!("token:{}", enrolment.token));
+        self.change(&caller, |state, now| {
+            let token = usable_token(state, &enrolment, now)?;
+            if let Some(known) = enrolled_before(state, token, key_sha256) {
+                let issued = self.sign_node(state, &enrolment.key, known.id, now)?;
+                let mut node = known.value.clone();
+                node.certificate = remembered(&issued, key_sha256);
+                let mut transaction = Transaction::default();
+                transaction.replace(&Key::Node(node.id), known.modified, &node)?;
+                let entry = entry("node.enrol-again", None, &node);
+                return Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } });
+            }
+            if token.uses_left() == 0 {
+                return Err(Refusal::new(
+                    Reason::TokenUsed,
+                    format!("join token {} was used {} times", token.id, token.used),
+                )
+                .hint("make a new one with `warren token create`"));
+            }
+            let name = certificate_key(key_sha256);
+            if state.keys.get(&name).is_some() {
+                return Err(key_in_use("the certificate request's key"));
+            }
+            let issued = self.sign_node(state, &enrolment.key, fresh, now)?;
+            let node = Node {
+                id: fresh,
+                host_name: host_name.clone(),
+                workloads: token.workloads.clone(),
+                enrolled_at: now,
+                enrolled_from: enrolment.from,
+                token: token.id,
+                certificate: remembered(&issued, key_sha256),
+                revoked_at: None,
+            };
+            let mut transaction = Transaction::default();
+            let used = JoinTokenRecord { used: token.used + 1, ..token.value.clone() };
+            transaction.replace(&Key::Token(token.id), token.modified, &used)?;
+            transaction.create(&Key::Node(fresh), &node)?;
+            let key = KeyUse { owner: KeyOwner::Node(fresh), until: node.certificate.not_after };
+            transaction.create(&Key::PublicKey(name), &key)?;
+            let entry = entry("node.enrol", None, &node);
+            Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } })
+        })
+        .await
+    }
+
+    /// A new certificate for a node that has shown its present one. `presented` is the SHA-256 of the key of that
+    /// certificate: when it has ended, only that key may be renewed.
+    pub async fn renew_node(
+        &self,
+        id: NodeId,
+        presented: [u8; 32],
+        key: &RequesterKey,
+    ) -> Result<EnrolledNode, Refusal> {
+        let key_sha256 = key_hash(key);
+        let caller = Caller::new(format!("node:{id}"));
+        self.change(&caller, |state, now| {
+            let known = admitted_node(state, id)?;
+            if known.certificate.not_after <= now
+                && (key_sha256 != presented || known.certificate.key_sha256.0 != presented)
+            {
+                return Err(Refusal::new(
+                    Reason::RenewalTooLate,
+                    "a node certificate that has ended is renewed with its own key only",
+                )
+                .hint("enrol the node anew with a join token"));
+            }
+            if known.certificate.not_after.plus(RENEWAL_GRACE) <= now {
+                let detail = format!("the node certificate ended at {}", known.certificate.not_after);
+                return Err(Refusal::new(Reason::RenewalTooLate, detail).hint("enrol the node anew with a join token"));
+            }
+            let issued = self.sign_node(state, key, id, now)?;
+            let mut node = known.value.clone();
+            node.certificate = remembered(&issued, key_sha256);
+            let mut transaction = Transaction::default();
+            transaction.replace(&Key::Node(id), known.modified, &node)?;
+            let name = certificate_key(key_sha256);
+            let used = KeyUse { owner: KeyOwner::Node(id), until: node.certificate.not_after };
+            match state.keys.get(&name) {
+                Some(by) if by.owner == used.owner => transaction.replace(&Key::PublicKey(name), by.modified, &used)?,
+                Some(_) => return Err(key_in_use("the certificate request's key")),
+                None => transaction.create(&Key::PublicKey(name), &used)?,
+            }
+            let entry = entry("node.renew", Some(known), &node);
+            Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } })
+        })
+        .await
+    }
+
+    /// Sets the identities that a node may hold. Instances of identities taken away keep their certificates until
+    /// those end; revoke them to end them at once.
+    pub async fn set_node_workloads(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        mut workloads: Vec<WorkloadName>,
+        if_match: Option<Revision>,
+    ) -> Result<Arc<Stored<Node>>, Refusal> {
+        workloads.sort();
+        workloads.dedup();
+        if workloads.len() > MAX_WORKLOADS {
+            let detail = format!("workloads: {}, at most {MAX_WORKLOADS}", workloads.len());
+            return Err(Refusal::new(Reason::InvalidField, detail));
+        }
+        self.change(caller, |state, _| {
+            let known = state.nodes.get(&id).ok_or_else(|| unknown(id))?;
+            check_match("the node", known.modified, if_match)?;
+            let node = Node { workloads: workloads.clone(), ..known.value.clone() };
+            let mut transaction = Transaction::default();
+            transaction.replace(&Key::Node(id), known.modified, &node)?;
+            Ok(Plan::Commit { transaction, entry: entry("node.set-workloads", Some(known), &node), answer: () })
+        })
+        .await?;
+        self.state().nodes.get(&id).cloned().ok_or_else(|| unknown(id))
+    }
+
+    /// Removes a node that was revoked, or whose certificate ended longer ago than it could renew, with all its
+    /// instances.
+    pub async fn forget_node(&self, caller: &Caller, id: NodeId, if_match: Option<Revision>) -> Result<(), Refusal> {
+        let check = |state: &State, now: UnixTime| {
+            let node = state.nodes.get(&id).cloned().ok_or_else(|| unknown(id))?;
+            check_match("the node", node.modified, if_match)?;
+            if node.revoked_at.is_none() && node.certificate.not_after.plus(RENEWAL_GRACE) > now {
+                return Err(Refusal::new(Reason::Conflict, format!("node {id} is still trusted"))
+                    .hint(format!("revoke it first: `warren node revoke {id}`")));
+            }
+            Ok(node)
+        };
+        check(&self.state(), self.now())?;
+        let instances: Vec<_> = self.state().instances_on(id).map(|instance| instance.id).collect();
+        for instance in instances {
+            self.remove_instance(&Caller { request: crate::store::CommitId::random(), ..caller.clone() }, instance)
+                .await?;
+        }
+        self.change(caller, |state, now| {
+            let known = check(state, now)?;
+            let mut transaction = Transaction::default();
+            transaction.delete(&Key::Node(id), known.modified);
+            let entry = Entry { action: "node.forget", object: id.to_string(), old: shown(&known), new: None };
+            Ok(Plan::Commit { transaction, entry, answer: () })
+        })
+        .await
+    }
+
+    fn sign_node(&self, state: &State, key: &RequesterKey, id: NodeId, now: UnixTime) -> Result<IssuedNode, Refusal> {
+        let lifetime = Duration::from_secs(u64::from(state.settings()?.node_certificate_lifetime));
+        self.authority().issue_node(key, id, lifetime, now)
+    }
+}
+
+/// The node's registration, when it may be served: known, and not revoked.
+pub(crate) fn admitted_node(state: &State, id: NodeId) -> Result<&Arc<Stored<Node>>, Refusal> {
+    let node = state.nodes.get(&id).ok_or_else(|| unknown(id))?;
+    match node.revoked_at {
+        None => Ok(node),
+        Some(at) => Err(Refusal::new(Reason::NodeRevoked, format!("node {id} was revoked at {at}"))
+            .hint("enrol the machine anew with a join token, if it is to be trusted again")),
+    }
+}
+
+pub(super) fn unknown(id: NodeId) -> Refusal {
+    Refusal::new(Reason::NodeUnknown, format!("node {id} is not registered")).hint("list nodes with `warren node list`")
+}
+
+pub(super) fn key_hash(key: &RequesterKey) -> [u8; 32] {
+    warren_proto::peer_map::object_digest(key.spki())
+}
+
+pub(super) const fn certificate_key(sha256: [u8; 32]) -> KeyName {
+    KeyName { kind: KeyKind::Certificate, value: sha256 }
+}
+
+pub(super) fn key_in_use(what: &str) -> Refusal {
+    Refusal::new(Reason::KeyInUse, format!("{what} is already bound to another certificate"))
+        .hint("make a new key pair for every certificate")
+}
+
+fn usable_token<'s>(
+    state: &'s State,
+    enrolment: &Enrolment,
+    now: UnixTime,
+) -> Result<&'s Arc<Stored<JoinTokenRecord>>, Refusal> {
+    let unknown = || {
+        Refusal::new(Reason::TokenUnknown, format!("there is no join token {} with this secret", enrolment.token))
+            .hint("make a new one with `warren token create`")
+    };
+    let token = state.tokens.get(&enrolment.token).ok_or_else(unknown)?;
+    if !bool::from(enrolment.secret.hash().ct_eq(&token.secret_sha256.0)) {
+        return Err(unknown());
+    }
+    if token.expires_at <= now {
+        let detail = format!("join token {} ended at {}; it is now {now}", token.id, token.expires_at);
+        return Err(Refusal::new(Reason::TokenExpired, detail).hint("make a new one with `warren token create`"));
+    }
+    Ok(token)
+}
+
+/// The node that this very key became with this very token, if it did.
+fn enrolled_before(state: &State, token: &JoinTokenRecord, key_sha256: [u8; 32]) -> Option<Arc<Stored<Node>>> {
+    let KeyOwner::Node(id) = state.keys.get(&certificate_key(key_sha256))?.owner else { return None };
+    let node = state.nodes.get(&id)?;
+    let same = node.token == token.id && node.certificate.key_sha256.0 == key_sha256 && node.revoked_at.is_none();
+    same.then(|| Arc::clone(node))
+}
+
+fn remembered(issued: &IssuedNode, key_sha256: [u8; 32]) -> NodeCertificate {
+    let leaf = issued.certificate.leaf();
+    NodeCertificate {
+        serial: leaf.serial().as_bytes().to_vec(),
+        issuer_key_id: leaf.issuer_key_id().as_bytes().to_vec(),
+        key_sha256: Hex32(key_sha256),
+        not_before: leaf.not_before(),
+        not_after: leaf.not_after(),
+    }
+}
+
+fn entry(action: &'static str, old: Option<&Stored<Node>>, new: &Node) -> Entry {
+    Entry { action, object: new.id.to_string(), old: old.and_then(|old| shown(old)), new: shown(new) }
+}
+
+fn shown(node: &Node) -> Option<serde_json::Value> {
+    serde_json::to_value(node).ok()
+}
+
+/// A name from outside as it may be shown: without control characters, and not too long.
+fn printable(name: &str) -> String {
+    let mut shown: String = name.chars().filter(|c| !c.is_control()).take(MAX_HOST_NAME).collect();
+    while shown.len() > MAX_HOST_NAME {
+        shown.pop();
+    }
+    shown
+}

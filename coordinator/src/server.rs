@@ -1,0 +1,223 @@
+//! The running coordinator: which parts there are, in which order they start and stop.
+//!
+//! Start: store, CA, registry, both ports, ready. Stop: no new connections, goodbye to every node, admin API, clock's
+//! floor, store. A store that fails ends the process: what is in memory may differ from the disk.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::admin_api::{self, Api};
+use crate::ca::{Authority, CaParameters};
+use crate::clock::{self, WallClock};
+use crate::config::Config;
+use crate::distribution::{LinkSettings, Links, Listener, ListenerError};
+use crate::failure::{Exit, Failure};
+use crate::registry::{Registry, read_settings};
+use crate::status;
+use crate::store::{OpenError, Options, Seams, SledStore, Store};
+
+/// File under the state directory that holds the clock's floor.
+pub const CLOCK_FILE: &str = "clock";
+/// Directory of the CA under the state directory.
+pub const CA_DIRECTORY: &str = "ca";
+
+/// How often the clock's floor is written down.
+const CLOCK: Duration = Duration::from_secs(60);
+/// How often ended records are looked for.
+const SWEEP: Duration = Duration::from_secs(600);
+/// How often the CA's own certificates are looked at; they are renewed at half of their life, which is days.
+const RENEWAL: Duration = Duration::from_secs(3600);
+/// How long a clean stop may take in all; systemd would wait longer, nodes need not.
+const STOP: Duration = Duration::from_secs(8);
+
+/// Where the store of a configuration lies and how it behaves.
+#[must_use]
+pub fn store_options(config: &Config) -> Options {
+    let mut options = Options::new(&config.directory);
+    options.any_file_system = config.any_file_system;
+    options.keep_free = config.keep_free;
+    options
+}
+
+/// Opens the store, with the next step for each way in which it can fail.
+pub fn open_store(config: &Config) -> Result<SledStore, Failure> {
+    SledStore::open(store_options(config), Seams::default()).map_err(|error| store_failure(&error))
+}
+
+/// What a store that does not open means to a script. Its words name the next step.
+#[must_use]
+pub fn store_failure(error: &OpenError) -> Failure {
+    let exit = match error {
+        OpenError::Missing(_) => Exit::NotFound,
+        OpenError::Exists(_) | OpenError::Locked(_) => Exit::Conflict,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error.to_string())
+}
+
+/// A coordinator with both ports open, ready to serve.
+#[derive(Debug)]
+pub struct Server {
+    registry: Arc<Registry>,
+    links: Arc<Links>,
+    listener: Arc<Listener>,
+    admin: TcpListener,
+    clock: Arc<WallClock>,
+    config: Config,
+}
+
+impl Server {
+    /// Opens everything. Nothing is served before [`Server::run`].
+    pub async fn open(config: Config) -> Result<Self, Failure> {
+        let io_failure = |what: String, error: &io::Error| Failure::new(Exit::Failed, format!("{what}: {error}"));
+        let store = open_store(&config)?;
+        let settings = read_settings(&store).await?;
+        let clock_file = config.directory.join(CLOCK_FILE);
+        let clock = WallClock::open(&clock_file, clock::system())
+            .map_err(|error| io_failure(format!("the clock's floor in {}", clock_file.display()), &error))?;
+        let parameters = CaParameters {
+            trust_domain: settings.trust_domain,
+            coordinator: config.name.clone(),
+            overlay: settings.overlay,
+        };
+        let authority = Authority::open(&config.directory.join(CA_DIRECTORY), &parameters, clock.now())
+            .map_err(|error| Failure::new(Exit::Failed, format!("the certificate authority: {error}")))?;
+        let clock = Arc::new(clock);
+        let store: Arc<dyn Store> = Arc::new(store);
+        let registry = Registry::open(store, authority, Arc::clone(&clock), config.advertise.clone()).await?;
+        let links = Arc::new(Links::default());
+        let settings = LinkSettings { heartbeat: config.heartbeat };
+        let listener = Listener::bind(config.listen, Arc::clone(&registry), Arc::clone(&links), settings)
+            .map_err(|error| port_failure(&error))?;
+        let admin = TcpListener::bind(config.admin_listen).await.map_err(|error| {
+            let next = match error.kind() {
+                io::ErrorKind::AddrInUse => format!(
+                    "see who has it with `ss -ltnp sport = :{}`, or set another `admin_listen`",
+                    config.admin_listen.port()
+                ),
+                _ => "set another `admin_listen` address".to_owned(),
+            };
+            io_failure(format!("cannot open TCP {}", config.admin_listen), &error).next(next)
+        })?;
+        Ok(Self { registry, links, listener: Arc::new(listener), admin, clock, config })
+    }
+
+    /// Serves until `stopping` turns true, or the store fails. `ready` is called when both ports accept.
+    pub async fn run(self, stopping: watch::Receiver<bool>, ready: impl FnOnce()) -> Result<(), Failure> {
+        let Self { registry, links, listener, admin, clock, config } = self;
+        // The parts stop on their own signal, so that a failed store stops them as well.
+        let stop = watch::Sender::new(false);
+        let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
+        let following = {
+            let registry = Arc::clone(&registry);
+            tokio::spawn(async move { registry.follow().await })
+        };
+        let quic = (Arc::clone(&listener), stop.subscribe());
+        parts.spawn(async move {
+            quic.0.run(quic.1).await;
+            Ok(())
+        });
+        let api = Api::new(Arc::clone(&registry), Arc::clone(&links), host_names(&config.advertise));
+        let admin_stop = stop.subscribe();
+        parts.spawn(async move {
+            admin_api::serve(admin, api, admin_stop).await;
+            Ok(())
+        });
+        let socket = status::Socket::bind(&config.directory)
+            .map_err(|error| Failure::new(Exit::Failed, format!("the status socket: {error}")))?;
+        let report = (Arc::clone(&registry), Arc::clone(&links), stop.subscribe());
+        parts.spawn(async move {
+            socket.serve(&report.0, &report.1, report.2).await;
+            Ok(())
+        });
+        let maintenance = tokio::spawn(maintain(Arc::clone(&registry), listener, Arc::clone(&clock)));
+        ready();
+        let mut asked = stopping;
+        let ended = tokio::select! {
+            _ = async { asked.wait_for(|stopping| *stopping).await.map(|_| ()) } => Ok(()),
+            why = registry.failed() => Err(Failure::new(Exit::Failed, format!("the store has failed: {why}"))
+                .next("start it again: the store recovers what was acknowledged, or says why it cannot")),
+            part = parts.join_next() => match part {
+                Some(Ok(Err(failure))) => Err(failure),
+                _ => Err(Failure::new(Exit::Failed, "a part of the coordinator ended; see its log")),
+            },
+        };
+        tracing::info!("stopping");
+        stop.send_replace(true);
+        if timeout(STOP, async { while parts.join_next().await.is_some() {} }).await.is_err() {
+            tracing::warn!("not every part stopped in time");
+        }
+        parts.abort_all();
+        maintenance.abort();
+        following.abort();
+        if let Err(error) = clock.persist() {
+            tracing::warn!(%error, "the clock's floor could not be written");
+        }
+        ended
+    }
+}
+
+/// The names under which administrators may call the admin API, beside its addresses.
+fn host_names(advertised: &[String]) -> Vec<String> {
+    advertised.iter().filter_map(|address| Some(address.rsplit_once(':')?.0.to_owned())).collect()
+}
+
+fn port_failure(error: &ListenerError) -> Failure {
+    Failure::new(Exit::Failed, error.to_string()).next(error.hint())
+}
+
+/// Periodic work: the clock's floor, ended records, the CA's own certificates.
+async fn maintain(registry: Arc<Registry>, listener: Arc<Listener>, clock: Arc<WallClock>) {
+    let every = |period| {
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks
+    };
+    let (mut floor, mut sweep, mut renewal) = (every(CLOCK), every(SWEEP), every(RENEWAL));
+    loop {
+        tokio::select! {
+            _ = floor.tick() => {
+                let behind = clock.behind();
+                if behind > Duration::from_secs(5) {
+                    tracing::warn!(behind_seconds = behind.as_secs(), "this host's clock is behind; see `timedatectl`");
+                }
+                if let Err(error) = clock.persist() {
+                    tracing::warn!(%error, "the clock's floor could not be written");
+                }
+            }
+            _ = sweep.tick() => loop {
+                match registry.sweep().await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(refusal) => {
+                        tracing::warn!(%refusal, "ended records could not be forgotten");
+                        break;
+                    }
+                }
+            },
+            _ = renewal.tick() => renew(&registry, &listener).await,
+        }
+    }
+}
+
+async fn renew(registry: &Registry, listener: &Listener) {
+    let (authority, now) = (registry.authority(), registry.now());
+    match tokio::task::spawn_blocking(move || authority.renewed(now)).await {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(renewed))) => {
+            registry.replace_authority(renewed);
+            match listener.refresh_certificate() {
+                Ok(()) => tracing::info!("the coordinator's own certificates were renewed"),
+                Err(error) => tracing::error!(%error, "the renewed certificate cannot be presented"),
+            }
+        }
+        Ok(Err(error)) => tracing::error!(%error, "the coordinator's own certificates could not be renewed"),
+        Err(error) => tracing::error!(%error, "renewing the coordinator's own certificates failed"),
+    }
+}
