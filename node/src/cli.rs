@@ -1,12 +1,21 @@
 //! The command line: one file per verb. A verb parses its own arguments, does one thing, prints through
 //! [`Output`] and says how it ended with an [`Exit`].
 
+pub mod cert;
+pub mod check;
 pub mod config;
+pub mod down;
 pub mod enrol;
 pub mod exit;
 pub mod failure;
+pub mod flows;
 pub mod output;
+pub mod ping;
+pub mod status;
+pub mod up;
 pub mod version;
+pub mod whois;
+pub mod why;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -70,6 +79,24 @@ pub struct Context {
 enum Command {
     /// Make this host a node: redeem a join token for a node certificate [coordinator]
     Enrol(enrol::Arguments),
+    /// Run the node in the foreground [local]
+    Up(up::Arguments),
+    /// Stop the node of this host [local]
+    Down(down::Arguments),
+    /// How this node is doing, and how long without its coordinator [local]
+    Status(status::Arguments),
+    /// Can this host run a node, and is what runs in order? [local]
+    Check(check::Arguments),
+    /// Ask a peer through the tunnel [local]
+    Ping(ping::Arguments),
+    /// Who has an overlay address, and why this node believes it [local]
+    Whois(whois::Arguments),
+    /// Whether a connection is allowed, and by which rule in which line [local]
+    Why(why::Arguments),
+    /// What this node let through and what it refused [local]
+    Flows(flows::Arguments),
+    /// This node's certificates [local]
+    Cert(cert::Arguments),
     /// Show, check or explain this node's configuration [local]
     Config(config::Arguments),
     /// Versions of this program and of the protocols it speaks [local]
@@ -94,6 +121,15 @@ pub fn main() -> ExitCode {
 fn run(command: Command, context: &Context) -> Outcome {
     match command {
         Command::Enrol(arguments) => enrol::run(arguments, context),
+        Command::Up(arguments) => up::run(arguments, context),
+        Command::Down(arguments) => down::run(arguments, context),
+        Command::Status(arguments) => status::run(arguments, context),
+        Command::Check(arguments) => check::run(arguments, context),
+        Command::Ping(arguments) => ping::run(arguments, context),
+        Command::Whois(arguments) => whois::run(arguments, context),
+        Command::Why(arguments) => why::run(arguments, context),
+        Command::Flows(arguments) => flows::run(arguments, context),
+        Command::Cert(arguments) => cert::run(arguments, context),
         Command::Config(arguments) => config::run(arguments, context),
         Command::Version => version::run(context),
     }

@@ -4,9 +4,10 @@
 //! boot clock, which no one can set. A clock that is set back therefore revives no expired certificate, and a
 //! machine whose clock starts in 1970 judges certificates by the time it last verified.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use rustix::time::{ClockId, clock_gettime};
 use warren_engine::Now;
 use warren_proto::UnixTime;
@@ -34,20 +35,19 @@ pub fn read() -> Reading {
     }
 }
 
-/// The node's time: monotonic, and wall time above the floor.
+/// The node's time: monotonic, and wall time above the floor. Read by every thread that moves packets, without a lock.
 #[derive(Debug)]
 pub struct Clock {
     source: fn() -> Reading,
-    state: Mutex<Floor>,
+    floor: ArcSwap<Floor>,
+    last: Mutex<Reading>,
 }
 
+/// No earlier than `at_least` when the boot clock showed `since`.
 #[derive(Debug, Clone, Copy)]
 struct Floor {
-    /// No earlier than this at `since`.
     at_least: UnixTime,
     since: Duration,
-    /// The last reading, to notice jumps.
-    last: Reading,
 }
 
 /// The wall clock was set.
@@ -64,49 +64,36 @@ impl Clock {
     #[must_use]
     pub fn new(source: fn() -> Reading, floor: UnixTime) -> Self {
         let now = source();
-        Self { source, state: Mutex::new(Floor { at_least: floor, since: now.boot, last: now }) }
+        let floor = Floor { at_least: floor, since: now.boot };
+        Self { source, floor: ArcSwap::from_pointee(floor), last: Mutex::new(now) }
     }
 
     /// The time, above the floor.
     #[must_use]
     pub fn now(&self) -> Now {
         let reading = (self.source)();
-        let floor = self.floor_state();
-        Now { monotonic: reading.boot, unix: reading.wall.max(floor.at(reading.boot)) }
+        Now { monotonic: reading.boot, unix: reading.wall.max(self.floor.load().at(reading.boot)) }
     }
 
     /// Raises the floor to a moment that a verified signature states. Never lowers it.
     pub fn verified(&self, moment: UnixTime) {
-        let reading = (self.source)();
-        let mut state = self.lock();
-        if moment > state.at(reading.boot) {
-            (state.at_least, state.since) = (moment, reading.boot);
-        }
+        let boot = (self.source)().boot;
+        self.floor.rcu(|floor| if moment > floor.at(boot) { Floor { at_least: moment, since: boot } } else { **floor });
     }
 
     /// The floor as of now, to persist.
     #[must_use]
     pub fn floor(&self) -> UnixTime {
-        let reading = (self.source)();
-        self.floor_state().at(reading.boot)
+        self.floor.load().at((self.source)().boot)
     }
 
-    /// Whether the wall clock was set since the last call. Asked about once a minute.
+    /// Whether the wall clock was set since the last call.
     pub fn jump(&self) -> Option<Jump> {
         let reading = (self.source)();
-        let mut state = self.lock();
-        let expected = state.last.wall.plus(reading.boot.saturating_sub(state.last.boot));
-        state.last = reading;
+        let last = std::mem::replace(&mut *self.last.lock().unwrap_or_else(PoisonError::into_inner), reading);
+        let expected = last.wall.plus(reading.boot.saturating_sub(last.boot));
         let away = expected.0.abs_diff(reading.wall.0);
         (away > JUMP.as_secs()).then_some(Jump { expected, found: reading.wall })
-    }
-
-    fn floor_state(&self) -> Floor {
-        *self.lock()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Floor> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -13,4 +13,5 @@ pub mod backoff;
 pub mod enrol;
 pub mod issue;
 pub mod link;
+pub mod session;
 pub mod tls;

@@ -4,6 +4,7 @@
 //! X.509-SVID's) and an X25519 key (the tunnel's). Nothing here can be printed.
 
 use std::fmt;
+use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
@@ -22,10 +23,11 @@ const NODE_FILE: &str = "node";
 const PENDING_FILE: &str = "node.pending";
 const INSTANCE_FILE: &str = "instance";
 
-/// An ECDSA P-256 key.
+/// An ECDSA P-256 key. Clones share one copy of the secret.
+#[derive(Clone)]
 pub struct SigningKey {
-    pair: EcdsaKeyPair,
-    pkcs8: Zeroizing<Vec<u8>>,
+    pair: Arc<EcdsaKeyPair>,
+    pkcs8: Arc<Zeroizing<Vec<u8>>>,
 }
 
 impl SigningKey {
@@ -39,7 +41,7 @@ impl SigningKey {
     fn from_pkcs8(der: &[u8]) -> Result<Self, Refusal> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der)
             .map_err(|_| Refusal::new(Reason::StateCorrupt, "the private key is not a PKCS#8 P-256 key"))?;
-        Ok(Self { pair, pkcs8: Zeroizing::new(der.to_vec()) })
+        Ok(Self { pair: Arc::new(pair), pkcs8: Arc::new(Zeroizing::new(der.to_vec())) })
     }
 
     /// The public key as an uncompressed point (65 bytes), as a certificate's subjectPublicKey holds it.
@@ -93,8 +95,9 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// An X25519 tunnel key.
-pub struct TunnelKey(StaticSecret);
+/// An X25519 tunnel key. Clones share one copy of the secret.
+#[derive(Clone)]
+pub struct TunnelKey(Arc<StaticSecret>);
 
 impl TunnelKey {
     /// Makes a new key.
@@ -102,13 +105,13 @@ impl TunnelKey {
     pub fn generate() -> Self {
         let mut bytes = Zeroizing::new([0; 32]);
         rand::RngCore::fill_bytes(&mut rand::rng(), bytes.as_mut_slice());
-        Self(StaticSecret::from(*bytes))
+        Self(Arc::new(StaticSecret::from(*bytes)))
     }
 
     /// The public half.
     #[must_use]
     pub fn public(&self) -> [u8; 32] {
-        PublicKey::from(&self.0).to_bytes()
+        PublicKey::from(&*self.0).to_bytes()
     }
 
     /// X25519 with a challenge's ephemeral key; a result of low order is refused.
@@ -153,7 +156,7 @@ impl Chain {
 }
 
 /// What enrolment gave this node, and its own key. One file, so that it is there whole or not at all.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeIdentity {
     /// The mesh.
@@ -196,7 +199,7 @@ impl NodeIdentity {
 }
 
 /// One of an instance's certificates with its two keys.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TunnelIdentity {
     /// The X.509-SVID's key.
@@ -208,7 +211,7 @@ pub struct TunnelIdentity {
 }
 
 /// An instance on this node: its address, and at most two certificates (rotation), newest first.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instance {
     /// The id the coordinator gave.
@@ -289,7 +292,7 @@ impl<'a> KeyStore<'a> {
 
 impl Serialize for SigningKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(&*self.pkcs8)))
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(self.pkcs8.as_slice())))
     }
 }
 
@@ -312,7 +315,7 @@ impl<'de> Deserialize<'de> for TunnelKey {
         let text = Zeroizing::new(String::deserialize(deserializer)?);
         let bytes = Zeroizing::new(STANDARD.decode(&*text).map_err(|_| serde::de::Error::custom("not base64"))?);
         let bytes: [u8; 32] = bytes.as_slice().try_into().map_err(|_| serde::de::Error::custom("not 32 bytes"))?;
-        Ok(Self(StaticSecret::from(bytes)))
+        Ok(Self(Arc::new(StaticSecret::from(bytes))))
     }
 }
 

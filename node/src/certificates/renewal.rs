@@ -1,0 +1,260 @@
+//! Keeps this node's certificates in date, and is the one writer of its identity files.
+//!
+//! A tunnel certificate is asked for as soon as there is a link and no usable one, and renewed at half its life with two
+//! new keys; the one before it is kept beside it until it ends. A failed try is repeated with growing waits, and at once
+//! when the link comes back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+use warren_proto::certificate::{Capabilities, TunnelCertificate};
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{TrustBundle, UnixTime, WorkloadName};
+
+use super::key_store::{Instance, KeyStore, NodeIdentity, StoredBundle, TunnelIdentity};
+use super::rotator::{Validity, retry_after};
+use crate::clock::Clock;
+use crate::control_client::issue::{TunnelRequest, node_validity};
+use crate::control_client::session::{LinkState, Wanted};
+use crate::mesh::MeshHandle;
+use crate::state_dir::StateDir;
+use crate::stop::Stop;
+
+/// At least so long between two looks at what is due.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Never longer, so that a clock that was set is noticed.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What keeps certificates in date.
+#[derive(Debug)]
+pub struct Renewal {
+    /// Where identity files are.
+    pub state: Arc<StateDir>,
+    /// The identity asked for in the configuration.
+    pub workload: Option<WorkloadName>,
+    /// This namespace's instance, from disk.
+    pub instance: Option<Instance>,
+    /// Who this node is.
+    pub identity: watch::Sender<Arc<NodeIdentity>>,
+    /// Asks over the control link.
+    pub wanted: mpsc::Sender<Wanted>,
+    /// How the link is doing.
+    pub link: watch::Receiver<LinkState>,
+    /// Told of new certificates.
+    pub mesh: MeshHandle,
+    /// The time.
+    pub clock: Arc<Clock>,
+    /// Ends it.
+    pub stop: Stop,
+}
+
+/// One certificate's next try.
+#[derive(Debug)]
+struct Due {
+    at: UnixTime,
+    failures: u32,
+}
+
+impl Due {
+    fn now() -> Self {
+        Self { at: UnixTime(0), failures: 0 }
+    }
+
+    fn at(validity: Validity) -> Self {
+        Self { at: validity.renew_at(rand::random()), failures: 0 }
+    }
+
+    fn failed(&mut self, now: UnixTime) {
+        self.at = now.plus(retry_after(self.failures, rand::random()));
+        self.failures = self.failures.saturating_add(1);
+    }
+}
+
+impl Renewal {
+    /// Works until told to stop.
+    pub async fn run(mut self) {
+        let mut tunnel = self.instance.as_ref().and_then(newest).map_or_else(Due::now, Due::at);
+        let chain = self.identity.borrow().chain.clone();
+        let mut node = node_validity(&chain)
+            .map_or_else(|_| Due::now(), |(not_before, not_after)| Due::at(Validity { not_before, not_after }));
+        let mut bundle = self.mesh.bundle();
+        let stop = self.stop.clone();
+        loop {
+            let now = self.clock.now().unix;
+            let up = matches!(*self.link.borrow_and_update(), LinkState::Up { .. });
+            if up && tunnel.at <= now {
+                match self.renew_tunnel().await {
+                    Ok(validity) => tunnel = Due::at(validity),
+                    Err(refusal) => {
+                        warn!(
+                            reason = refusal.reason.name(),
+                            next = refusal.hint,
+                            "tunnel certificate not issued: {refusal}"
+                        );
+                        tunnel.failed(now);
+                    }
+                }
+            }
+            if up && node.at <= now {
+                match self.renew_node().await {
+                    Ok(validity) => node = Due::at(validity),
+                    Err(refusal) => {
+                        warn!(
+                            reason = refusal.reason.name(),
+                            next = refusal.hint,
+                            "node certificate not renewed: {refusal}"
+                        );
+                        node.failed(now);
+                    }
+                }
+            }
+            let next = if up { now.until(tunnel.at.min(node.at)).clamp(SHORTEST, LONGEST) } else { LONGEST };
+            tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                changed = self.link.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // A link that came back is a reason to try again at once.
+                    for due in [&mut tunnel, &mut node] {
+                        if due.failures > 0 {
+                            due.at = UnixTime(0);
+                        }
+                    }
+                }
+                changed = bundle.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let bundle = bundle.borrow_and_update().clone();
+                    self.keep_bundle(&bundle);
+                }
+                () = stop.stopped() => return,
+            }
+        }
+    }
+
+    async fn renew_tunnel(&mut self) -> Result<Validity, Refusal> {
+        let workload = self.choose_workload()?;
+        let held = self.instance.take_if(|instance| instance.workload != workload);
+        if let Some(other) = held {
+            warn!(was = %other.workload, is = %workload, "this node runs another workload now: it gets a new instance");
+        }
+        let request = TunnelRequest {
+            workload: workload.clone(),
+            instance: self.instance.as_ref().map(|instance| instance.id),
+            capabilities: capabilities(),
+        };
+        let (answer, receive) = oneshot::channel();
+        let issued = self.ask(Wanted::Tunnel(request, answer), receive).await?;
+        let now = self.clock.now().unix;
+        let earlier = self.instance.as_ref().map(|instance| instance.identities.clone()).unwrap_or_default();
+        let still_good =
+            |identity: &TunnelIdentity| validity_of(identity).is_some_and(|validity| validity.not_after > now);
+        let identities =
+            std::iter::once(issued.identity).chain(earlier.into_iter().filter(still_good)).take(2).collect();
+        let instance = Instance { id: issued.instance, workload, addresses: issued.addresses, identities };
+        let validity = newest(&instance)
+            .ok_or_else(|| Refusal::new(Reason::CertificateMalformed, "the certificate issued does not parse"))?;
+        // First on disk, then in use: a key that peers learn of must survive a restart.
+        KeyStore::new(&self.state).save_instance(&instance)?;
+        info!(workload = %instance.workload, instance = %instance.id, until = %validity.not_after, "tunnel certificate issued");
+        self.instance = Some(instance.clone());
+        self.mesh.instance(instance).await;
+        Ok(validity)
+    }
+
+    async fn renew_node(&mut self) -> Result<Validity, Refusal> {
+        let (answer, receive) = oneshot::channel();
+        let (key, chain) = self.ask(Wanted::Node(answer), receive).await?;
+        let (not_before, not_after) = node_validity(&chain)?;
+        let identity = NodeIdentity { key, chain, ..NodeIdentity::clone(&self.identity.borrow()) };
+        KeyStore::new(&self.state).save_node(&identity)?;
+        info!(until = %not_after, "node certificate renewed");
+        self.identity.send_replace(Arc::new(identity));
+        Ok(Validity { not_before, not_after })
+    }
+
+    /// The roots have changed: the next start must trust the new ones.
+    fn keep_bundle(&mut self, bundle: &TrustBundle) {
+        let held = self.identity.borrow().clone();
+        let stored = StoredBundle::from(bundle);
+        if held.bundle == stored {
+            return;
+        }
+        let identity = NodeIdentity { bundle: stored, ..NodeIdentity::clone(&held) };
+        match KeyStore::new(&self.state).save_node(&identity) {
+            Ok(()) => info!(sequence = bundle.sequence(), "trust bundle stored"),
+            Err(failure) => error!(next = failure.hint(), "the trust bundle is not stored: {failure}"),
+        }
+        self.identity.send_replace(Arc::new(identity));
+    }
+
+    fn choose_workload(&self) -> Result<WorkloadName, Refusal> {
+        if let Some(workload) = &self.workload {
+            return Ok(workload.clone());
+        }
+        // What the coordinator says now is newer than what enrolment said.
+        let told = match &*self.link.borrow() {
+            LinkState::Up { workloads, .. } => workloads.iter().filter_map(|name| name.parse().ok()).collect(),
+            LinkState::Down { .. } => Vec::new(),
+        };
+        let may_hold = if told.is_empty() { self.identity.borrow().workloads.clone() } else { told };
+        choose(may_hold)
+    }
+
+    async fn ask<T>(&self, wanted: Wanted, answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
+        let gone = || Refusal::new(Reason::CoordinatorUnreachable, "the control link was lost");
+        self.wanted.send(wanted).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+/// The only identity a node may hold; more than one needs naming.
+fn choose(mut may_hold: Vec<WorkloadName>) -> Result<WorkloadName, Refusal> {
+    match (may_hold.pop(), may_hold.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (Some(_), false) => Err(Refusal::new(
+            Reason::InvalidField,
+            "workload: this node may hold several identities and none is configured",
+        )
+        .hint("set workload in warren.yaml, or WARREN_WORKLOAD, to one of them")),
+        (None, _) => Err(Refusal::new(Reason::IdentityNotAllowed, "this node may hold no identity yet")
+            .hint("an administrator grants one: warren node grant")),
+    }
+}
+
+/// What this host's processor and this build can do.
+fn capabilities() -> Capabilities {
+    #[cfg(target_arch = "x86_64")]
+    let aes = std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    let aes = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let aes = false;
+    if aes { Capabilities::ML_KEM.with(Capabilities::AES) } else { Capabilities::ML_KEM }
+}
+
+fn validity_of(identity: &TunnelIdentity) -> Option<Validity> {
+    let certificate = TunnelCertificate::parse(identity.chain.0.first()?).ok()?;
+    Some(Validity { not_before: certificate.leaf().not_before(), not_after: certificate.leaf().not_after() })
+}
+
+fn newest(instance: &Instance) -> Option<Validity> {
+    instance.identities.first().and_then(validity_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_only_identity_is_taken_and_several_must_be_named() {
+        let name = |text: &str| text.parse::<WorkloadName>().expect("name");
+        assert_eq!(choose(vec![name("a/b")]), Ok(name("a/b")));
+        assert_eq!(choose(vec![name("a/b"), name("a/c")]).expect_err("several").reason, Reason::InvalidField);
+        assert_eq!(choose(Vec::new()).expect_err("none").reason, Reason::IdentityNotAllowed);
+    }
+}

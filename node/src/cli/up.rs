@@ -1,0 +1,29 @@
+//! `warren up`: the node daemon, in the foreground.
+
+use super::{Context, Exit, Failure, Outcome, config};
+use crate::{daemon, telemetry};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Runs until SIGTERM, SIGINT or `warren down`. Starts closed: nothing passes before a policy that the coordinator signed is in force, and with the coordinator away the last one is. Needs CAP_NET_ADMIN and /dev/net/tun; says so if they are missing.
+
+Logs go to stderr (log.level and log.format in warren.yaml). Under systemd it tells when it is ready and feeds the watchdog.
+
+Examples:
+  warren up
+  WARREN_LOG_LEVEL=debug warren up
+  warren status --check ready              from another terminal")]
+pub(super) struct Arguments {}
+
+pub(super) fn run(_arguments: Arguments, context: &Context) -> Outcome {
+    let config = config::load(context)?.config;
+    telemetry::init(&config.log);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("warren")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, "the async runtime does not start").cause(&error))?
+        .block_on(daemon::run(config))?;
+    Ok(Exit::Yes)
+}

@@ -1,0 +1,252 @@
+//! The daemon: names every task, starts them in one order and stops them in another.
+//!
+//! ```text
+//! start: state -> clock -> mesh (from disk) -> namespace, TUN, UDP -> local API -> control link -> renewal -> tunnel
+//! stop:  tunnel (sessions, addresses, routes) -> link, renewal, local API -> mesh (disk) -> state
+//! ```
+//!
+//! It starts closed and ends closed: before the first verified policy nothing passes, a task that ends unasked ends the
+//! daemon, and what is left behind are the `unreachable` routes that keep overlay traffic off the underlay.
+
+pub mod surface;
+pub mod tunnel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+use warren_proto::reason::{Reason, Refusal};
+
+use crate::certificates::key_store::KeyStore;
+use crate::certificates::renewal::Renewal;
+use crate::clock::{self, Clock};
+use crate::config::Config;
+use crate::control_client::session::{Control, Facts, LinkState};
+use crate::flow_log::FlowLog;
+use crate::local_api::server::LocalApi;
+use crate::mesh::{Mesh, MeshHandle, Start};
+use crate::snapshot;
+use crate::state_dir::StateDir;
+use crate::stop::{self, Stop, Stopper};
+use surface::Surface;
+
+/// A clean stop must fit into what supervisors allow (systemd 90 s, Kubernetes 30 s).
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+/// How often the wall clock is compared with the boot clock.
+const CLOCK_CHECK: Duration = Duration::from_secs(10);
+/// Certificates wanted at once: renewal asks one after the other.
+const WANTED: usize = 4;
+
+/// Runs the node until SIGTERM, SIGINT, `warren down` or a fatal fault. `Ok` is a clean stop.
+pub async fn run(config: Config) -> Result<(), Refusal> {
+    let state = Arc::new(StateDir::open(&config.state_dir)?);
+    let store = KeyStore::new(&state);
+    let Some(identity) = store.node()? else {
+        return Err(Refusal::new(
+            Reason::NotFound,
+            format!("this host is not enrolled: {} holds no identity", config.state_dir.display()),
+        )
+        .hint("warren enrol --token-file FILE"));
+    };
+    let floor = snapshot::read_floor(&state)?;
+    let clock = Arc::new(Clock::new(clock::read, floor.time));
+    let workload = config.workload.clone().or_else(|| match identity.workloads.as_slice() {
+        [only] => Some(only.clone()),
+        _ => None,
+    });
+    // An instance of another workload is not this one's: it gets a new one.
+    let instance = store.instance()?.filter(|held| workload.as_ref().is_none_or(|workload| held.workload == *workload));
+    let (mesh, handle) = Mesh::open(Start {
+        trust_domain: identity.trust_domain.clone(),
+        node: identity.node_id,
+        workload: workload.clone().or_else(|| instance.as_ref().map(|held| held.workload.clone())),
+        bundle: identity.trust_bundle()?,
+        instance: instance.clone(),
+        state: state.clone(),
+        clock: clock.clone(),
+    })?;
+    let claimed = tunnel::claim(&config.tunnel)?;
+    let local_api = LocalApi::bind(&config.socket)?;
+    info!(
+        node = %identity.node_id, trust_domain = %identity.trust_domain, device = claimed.facts.device,
+        port = claimed.facts.port, "starting, closed"
+    );
+
+    let (stopper, stop) = stop::channel();
+    let stopper = Arc::new(stopper);
+    let (link_state, link) = watch::channel(LinkState::Down { since: clock.now().unix, cause: None });
+    let (_facts, facts) =
+        watch::channel(Facts { data_port: claimed.facts.port, addresses: config.tunnel.addresses.clone() });
+    let (wanted, wanted_by) = mpsc::channel(WANTED);
+    let (identity, identity_watch) = watch::channel(Arc::new(identity));
+    let (ready, ready_watch) = watch::channel(false);
+    let (questions, asked) = mpsc::unbounded_channel();
+    let flows = Arc::new(FlowLog::default());
+    let surface = Arc::new(Surface {
+        identity: identity_watch.clone(),
+        view: handle.view(),
+        link: link.clone(),
+        ready: ready_watch.clone(),
+        tunnel: claimed.facts.clone(),
+        data_plane: questions,
+        flows: flows.clone(),
+        clock: clock.clone(),
+        stopper: stopper.clone(),
+    });
+
+    let mesh = tokio::spawn(mesh.run());
+    let mut tasks = Tasks::default();
+    tasks.spawn("local-api", ends_well(local_api.run(surface, stop.clone())));
+    let control = Control {
+        identity: identity_watch,
+        addresses: config.control_addresses,
+        mesh: handle.clone(),
+        clock: clock.clone(),
+        facts,
+        wanted: wanted_by,
+        state: link_state,
+        stop: stop.clone(),
+    };
+    tasks.spawn("control-link", ends_well(control.run()));
+    let renewal = Renewal {
+        state: state.clone(),
+        workload: config.workload,
+        instance,
+        identity,
+        wanted,
+        link,
+        mesh: handle.clone(),
+        clock: clock.clone(),
+        stop: stop.clone(),
+    };
+    tasks.spawn("renewal", ends_well(renewal.run()));
+    tasks.spawn("clock", ends_well(watch_clock(clock.clone(), stop.clone())));
+    tasks.spawn("notify", ends_well(notify(ready_watch, handle.clone(), stop.clone())));
+    let around = tunnel::Around { mesh: handle.clone(), flows, clock, questions: asked, ready, stop: stop.clone() };
+    tasks.spawn("tunnel", tunnel::run(claimed, around));
+
+    let ended = supervise(&mut tasks, &stopper, &stop).await;
+    // The owner of what is known ends last: when every handle is gone.
+    drop(handle);
+    if tokio::time::timeout(STOP_WITHIN, mesh).await.is_err() {
+        error!("what is known was not written in time");
+    }
+    drop(state);
+    match &ended {
+        Ok(()) => info!("stopped"),
+        Err(refusal) => error!(reason = refusal.reason.name(), next = refusal.hint, "stopped: {refusal}"),
+    }
+    ended
+}
+
+/// Waits for a reason to stop, gives the word, and waits for every task.
+async fn supervise(tasks: &mut Tasks, stopper: &Stopper, stop: &Stop) -> Result<(), Refusal> {
+    let fault = |error: std::io::Error| Refusal::new(Reason::Internal, format!("signals cannot be taken: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
+    let mut ended = tokio::select! {
+        _ = terminate.recv() => { info!("SIGTERM: stopping"); Ok(()) }
+        _ = interrupt.recv() => { info!("SIGINT: stopping"); Ok(()) }
+        () = stop.stopped() => { info!("asked to stop"); Ok(()) }
+        (name, outcome) = tasks.next() => {
+            // Nothing ends by itself; a hole in the daemon must not look like a running one.
+            outcome.and_then(|()| Err(Refusal::new(Reason::Internal, format!("the task {name} has ended by itself"))))
+        }
+    };
+    // An error here means that no supervisor listens.
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+    stopper.stop();
+    let stopped = tokio::time::timeout(STOP_WITHIN, async {
+        while !tasks.set.is_empty() {
+            let (name, outcome) = tasks.next().await;
+            if let Err(refusal) = outcome {
+                error!(task = name, reason = refusal.reason.name(), "{refusal}");
+                ended = ended.clone().and(Err(refusal));
+            }
+        }
+    });
+    if stopped.await.is_err() {
+        let late = Refusal::new(Reason::Internal, format!("not every task stopped within {} s", STOP_WITHIN.as_secs()));
+        ended = ended.and(Err(late));
+    }
+    ended
+}
+
+/// Tasks by name.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<(&'static str, Result<(), Refusal>)>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, work: impl Future<Output = Result<(), Refusal>> + Send + 'static) {
+        self.set.spawn(async move { (name, work.await) });
+    }
+
+    /// The next task that ends; never when none is left.
+    async fn next(&mut self) -> (&'static str, Result<(), Refusal>) {
+        match self.set.join_next().await {
+            Some(Ok(ended)) => ended,
+            Some(Err(error)) => ("a task", Err(Refusal::new(Reason::Internal, format!("a task crashed: {error}")))),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn ends_well(work: impl Future<Output = ()>) -> Result<(), Refusal> {
+    work.await;
+    Ok(())
+}
+
+/// Names a clock that was set: certificates are judged by it, and people look elsewhere first.
+async fn watch_clock(clock: Arc<Clock>, stop: Stop) {
+    let mut ticks = tokio::time::interval(CLOCK_CHECK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => if let Some(jump) = clock.jump() {
+                warn!(
+                    expected = %jump.expected, found = %jump.found, used = %clock.now().unix,
+                    next = "compare the clock: warren check clock", "the wall clock was set"
+                );
+            },
+            () = stop.stopped() => return,
+        }
+    }
+}
+
+/// Tells the supervisor: ready, how things stand, and that the daemon still turns.
+async fn notify(mut ready: watch::Receiver<bool>, mesh: MeshHandle, stop: Stop) {
+    let mut every = 0;
+    let half = if sd_notify::watchdog_enabled(false, &mut every) {
+        Duration::from_micros(every / 2).max(Duration::from_millis(100))
+    } else {
+        Duration::from_secs(3600)
+    };
+    let mut beats = tokio::time::interval(half);
+    let mut told = false;
+    loop {
+        tokio::select! {
+            _ = beats.tick() => {
+                // The owner of what is known answers, or the watchdog bites.
+                if mesh.turns().await {
+                    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]);
+                }
+            }
+            changed = ready.changed(), if !told => {
+                if changed.is_err() {
+                    return;
+                }
+                if *ready.borrow_and_update() {
+                    told = true;
+                    info!("ready");
+                    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+                }
+            }
+            () = stop.stopped() => return,
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! What the daemon shows to those who ask: built on demand from the snapshots that the tasks publish, owning nothing.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use warren_engine::identity::VerifiedPeer;
+use warren_engine::mesh::{PeerStatus, Stage};
+use warren_proto::policy::{Decision, Transport};
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{SpiffeId, UnixTime, WorkloadName};
+
+use super::tunnel::{TunnelFacts, TunnelStatus};
+use crate::certificates::key_store::NodeIdentity;
+use crate::certificates::rotator::Validity;
+use crate::clock::Clock;
+use crate::control_client::issue;
+use crate::control_client::session::LinkState;
+use crate::flow_log::FlowLog;
+use crate::local_api::types::{
+    Control, Drop, Explanation, HolderLine, Holders, Instance, Mesh, Peer, RefusedPeer, Span, Status, Survival, Tunnel,
+    Unknown,
+};
+use crate::mesh_view::{Holder, MeshView, OwnInstance};
+use crate::stop::Stopper;
+
+/// Most lines of drops and unknown keys in one status.
+const MAX_LINES: usize = 100;
+
+/// Everything that can be asked about.
+#[derive(Debug)]
+pub struct Surface {
+    /// Who this node is.
+    pub identity: watch::Receiver<Arc<NodeIdentity>>,
+    /// What it knows.
+    pub view: watch::Receiver<Option<Arc<MeshView>>>,
+    /// How its control link is doing.
+    pub link: watch::Receiver<LinkState>,
+    /// Whether packets are let through as policy says.
+    pub ready: watch::Receiver<bool>,
+    /// The tunnel's end on this host.
+    pub tunnel: TunnelFacts,
+    /// Asks the data plane how it is doing.
+    pub data_plane: mpsc::UnboundedSender<oneshot::Sender<TunnelStatus>>,
+    /// What was judged.
+    pub flows: Arc<FlowLog>,
+    /// The time.
+    pub clock: Arc<Clock>,
+    /// Gives the word to stop.
+    pub stopper: Arc<Stopper>,
+}
+
+impl Surface {
+    /// Gives the word to stop.
+    pub fn stop(&self) {
+        self.stopper.stop();
+    }
+
+    /// What was judged.
+    #[must_use]
+    pub fn flows(&self) -> &FlowLog {
+        &self.flows
+    }
+
+    /// How the node is doing.
+    pub async fn status(&self) -> Status {
+        let now = self.clock.now().unix;
+        let (identity, view) = (self.identity.borrow().clone(), self.view.borrow().clone());
+        let tunnel = self.tunnel_status().await;
+        let span = |(not_before, not_after)| span(Validity { not_before, not_after }, now);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: identity.node_id.to_string(),
+            trust_domain: identity.trust_domain.to_string(),
+            ready: *self.ready.borrow(),
+            waiting_for: self.waiting_for(view.as_deref()),
+            survives: view
+                .as_ref()
+                .and_then(|view| view.survives_until())
+                .map(|until| Survival { until: until.to_string(), seconds: now.until(until).as_secs() }),
+            control: self.control(),
+            mesh: view.as_ref().map(|view| mesh(view, now)),
+            instances: view.iter().filter_map(|view| view.own.as_ref()).map(|own| instance(own, now)).collect(),
+            node_certificate: span(issue::node_validity(&identity.chain).unwrap_or_default()),
+            tunnel: Tunnel {
+                device: self.tunnel.device.clone(),
+                port: self.tunnel.port,
+                mtu: self.tunnel.mtu,
+                workers: self.tunnel.workers,
+                notes: self.tunnel.notes.clone(),
+            },
+            peers: view.as_ref().map(|view| peers(view, &tunnel.peers)).unwrap_or_default(),
+            refused: view.as_ref().map(|view| refused(view)).unwrap_or_default(),
+            drops: tunnel.drops.into_iter().take(MAX_LINES).map(|(reason, packets)| Drop { reason, packets }).collect(),
+            unknown_keys: tunnel
+                .unknown_keys
+                .iter()
+                .take(MAX_LINES)
+                .map(|key| Unknown { key_hash: hex::encode(key.hash), from: key.from, count: key.count })
+                .collect(),
+        }
+    }
+
+    /// Who has an address, or what addresses a workload has.
+    pub fn whois(&self, target: &str) -> Result<Holders, Refusal> {
+        let view = self.known()?;
+        let node = self.identity.borrow().node_id.to_string();
+        let own = view.own.as_ref().filter(|own| {
+            let identity = own.workload.in_domain(&view.knowledge.manifest.trust_domain);
+            matches(
+                target,
+                &own.addresses.iter().collect::<Vec<_>>(),
+                &own.workload,
+                &identity,
+                &own.instance.to_string(),
+            )
+        });
+        let own = own.map(|own| HolderLine {
+            identity: own.workload.in_domain(&view.knowledge.manifest.trust_domain).to_string(),
+            workload: own.workload.to_string(),
+            instance: own.instance.to_string(),
+            node,
+            addresses: own.addresses.iter().collect(),
+            local: true,
+            because: "this node holds the private key of its tunnel certificate".to_owned(),
+            valid_until: own.validity.1.to_string(),
+        });
+        let mut items: Vec<_> = own.into_iter().collect();
+        for peer in view.peers.iter() {
+            let addresses: Vec<_> = peer.addresses().iter().collect();
+            let seen = items.iter().any(|item| item.instance == peer.instance().to_string());
+            if !seen && matches(target, &addresses, peer.workload(), peer.identity(), &peer.instance().to_string()) {
+                items.push(peer_line(peer));
+            }
+        }
+        if items.is_empty() {
+            return Err(Refusal::new(Reason::NotFound, format!("{target:?} is nobody this node may talk to"))
+                .hint("a node is told only of peers that some rule links it to; the coordinator knows all: warren workload list"));
+        }
+        Ok(Holders { items })
+    }
+
+    /// Whether a connection is allowed, by the policy this node holds.
+    pub fn why(&self, source: &str, destination: &str, port: u16, protocol: &str) -> Result<Explanation, Refusal> {
+        let view = self.known()?;
+        let transport = match protocol {
+            "tcp" => Transport::Tcp,
+            "udp" => Transport::Udp,
+            other => {
+                return Err(Refusal::new(Reason::InvalidField, format!("protocol {other:?} is neither tcp nor udp")));
+            }
+        };
+        let (from, to) = (resolve(&view, source)?, resolve(&view, destination)?);
+        let now = self.clock.now().unix;
+        let policy = &view.knowledge.policy;
+        let decision = policy.evaluate(&from, &to, transport, port, now);
+        let is_own = |name: &WorkloadName| view.own.as_ref().is_some_and(|own| own.workload == *name);
+        let complete = is_own(&to) || policy.service(&to).is_some();
+        Ok(Explanation {
+            allowed: decision.is_allowed(),
+            text: in_words(&decision),
+            notes: obstacles(&view, &from, &to, complete, now),
+            source: from.to_string(),
+            destination: to.to_string(),
+            policy_revision: view.knowledge.manifest.policy_revision,
+            complete,
+            decision: serde_json::to_value(&decision)
+                .map_err(|error| Refusal::new(Reason::Internal, format!("the decision cannot be encoded: {error}")))?,
+        })
+    }
+
+    fn known(&self) -> Result<Arc<MeshView>, Refusal> {
+        self.view.borrow().clone().ok_or_else(|| {
+            Refusal::new(Reason::NotReady, "this node has not been told about its mesh yet")
+                .hint("warren status says what it waits for")
+        })
+    }
+
+    async fn tunnel_status(&self) -> TunnelStatus {
+        let (ask, answer) = oneshot::channel();
+        // Before the data plane is up nobody answers, and nothing passes.
+        let _ = self.data_plane.send(ask);
+        tokio::time::timeout(std::time::Duration::from_secs(2), answer)
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or_default()
+    }
+
+    fn waiting_for(&self, view: Option<&MeshView>) -> Vec<String> {
+        if *self.ready.borrow() {
+            return Vec::new();
+        }
+        let mut waiting = Vec::new();
+        if view.is_none() {
+            waiting.push("a first signed manifest from the coordinator".to_owned());
+        }
+        if view.is_none_or(|view| view.own.is_none()) {
+            waiting.push("a tunnel certificate".to_owned());
+        }
+        if waiting.is_empty() {
+            waiting.push("the data plane to judge by the policy".to_owned());
+        }
+        waiting
+    }
+
+    fn control(&self) -> Control {
+        match &*self.link.borrow() {
+            LinkState::Up { since, coordinator, .. } => {
+                Control { up: true, since: since.to_string(), coordinator: Some(coordinator.clone()), cause: None }
+            }
+            LinkState::Down { since, cause } => {
+                Control { up: false, since: since.to_string(), coordinator: None, cause: cause.clone() }
+            }
+        }
+    }
+}
+
+fn span(validity: Validity, now: UnixTime) -> Span {
+    Span {
+        not_before: validity.not_before.to_string(),
+        not_after: validity.not_after.to_string(),
+        seconds_left: now.until(validity.not_after).as_secs(),
+        renewal_overdue: validity.is_overdue(now),
+    }
+}
+
+fn mesh(view: &MeshView, now: UnixTime) -> Mesh {
+    let manifest = &view.knowledge.manifest;
+    Mesh {
+        epoch: manifest.generation.epoch,
+        revision: manifest.generation.revision,
+        policy_revision: manifest.policy_revision,
+        heard: view.heard.to_string(),
+        age_seconds: view.heard.until(now).as_secs(),
+        stale: now > view.fresh_until,
+        revocations: view.knowledge.revocations.all().len(),
+        generation: view.generation,
+    }
+}
+
+fn instance(own: &OwnInstance, now: UnixTime) -> Instance {
+    Instance {
+        workload: own.workload.to_string(),
+        instance: own.instance.to_string(),
+        addresses: own.addresses.iter().collect(),
+        certificate: span(Validity { not_before: own.validity.0, not_after: own.validity.1 }, now),
+    }
+}
+
+fn peers(view: &MeshView, running: &[PeerStatus]) -> Vec<Peer> {
+    let mut shown: Vec<Peer> = Vec::new();
+    for peer in view.peers.iter() {
+        let instance = peer.instance().to_string();
+        // Of two certificates the newer stands first and is shown.
+        if shown.last().is_some_and(|last| last.instance == instance) {
+            continue;
+        }
+        let status = running.iter().find(|status| status.peer == peer.instance());
+        let session = status.and_then(|status| status.session.as_ref());
+        shown.push(Peer {
+            workload: peer.workload().to_string(),
+            instance,
+            addresses: peer.addresses().iter().collect(),
+            plain: peer.is_plain(),
+            valid_until: peer.valid_until().to_string(),
+            endpoint: status
+                .and_then(|status| status.endpoint)
+                .or_else(|| view.endpoints.get(&peer.instance()).and_then(|hints| hints.first().copied())),
+            session: match (session, status.map(|status| status.stage)) {
+                (Some(_), _) => "up",
+                (None, None | Some(Stage::Idle)) => "idle",
+                (None, Some(Stage::Handshake)) => "handshake",
+                (None, Some(Stage::Exchange)) => "exchange",
+                (None, Some(Stage::Confirming)) => "confirming",
+            }
+            .to_owned(),
+            suite: session.map(|session| session.suite.name().to_owned()),
+            session_seconds: session.map(|session| session.age.as_secs()),
+            silent_seconds: session.and_then(|session| session.last_received).map(|silent| silent.as_secs()),
+        });
+    }
+    shown
+}
+
+fn refused(view: &MeshView) -> Vec<RefusedPeer> {
+    let line = |record: &warren_engine::identity::RefusedRecord| RefusedPeer {
+        instance: record.instance.to_string(),
+        reason: record.refusal.reason,
+        detail: record.refusal.detail.clone(),
+    };
+    view.refused.iter().take(MAX_LINES).map(line).collect()
+}
+
+fn peer_line(peer: &VerifiedPeer) -> HolderLine {
+    HolderLine {
+        identity: peer.identity().to_string(),
+        workload: peer.workload().to_string(),
+        instance: peer.instance().to_string(),
+        node: peer.node().to_string(),
+        addresses: peer.addresses().iter().collect(),
+        local: false,
+        because: "its tunnel certificate, which chains to a root of this mesh, binds address and key to the identity"
+            .to_owned(),
+        valid_until: peer.valid_until().to_string(),
+    }
+}
+
+fn matches(target: &str, addresses: &[IpAddr], workload: &WorkloadName, identity: &SpiffeId, instance: &str) -> bool {
+    match target.parse::<IpAddr>() {
+        Ok(address) => addresses.contains(&address),
+        Err(_) => target == workload.as_str() || target == identity.to_string() || target == instance,
+    }
+}
+
+/// A workload by its name, its SPIFFE ID, or an overlay address that somebody has.
+fn resolve(view: &MeshView, text: &str) -> Result<WorkloadName, Refusal> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return match view.holder(address) {
+            Some(Holder::Own(own)) => Ok(own.workload.clone()),
+            Some(Holder::Peer(peer)) => Ok(peer.workload().clone()),
+            None => {
+                Err(Refusal::new(Reason::NotFound, format!("{address} is the address of nobody this node may talk to"))
+                    .hint("name the workload instead: <namespace>/<name>"))
+            }
+        };
+    }
+    if let Ok(identity) = text.parse::<SpiffeId>()
+        && let Some(workload) = identity.workload()
+    {
+        return Ok(workload.clone());
+    }
+    text.parse().map_err(|error| Refusal::new(Reason::InvalidField, format!("{text:?}: {error}")))
+}
+
+/// What would stop the connection although a rule allows it.
+fn obstacles(view: &MeshView, from: &WorkloadName, to: &WorkloadName, complete: bool, now: UnixTime) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !complete {
+        notes.push(format!("this node holds no rules of {to}; ask the coordinator: warren policy explain"));
+    }
+    for name in [from, to] {
+        let own = view.own.as_ref().is_some_and(|own| own.workload == *name);
+        if !own && !view.peers.iter().any(|peer| peer.workload() == name) {
+            notes.push(format!("no instance of {name} is admitted on this node (no-peer)"));
+        }
+    }
+    if now > view.fresh_until {
+        notes.push("the coordinator has been silent too long: no new peer is admitted (mesh-stale)".to_owned());
+    }
+    notes
+}
+
+fn in_words(decision: &Decision) -> String {
+    let mut text = String::new();
+    let port = decision.port.map(|port| format!(":{port}")).unwrap_or_default();
+    let verdict = if decision.is_allowed() { "allowed" } else { "denied" };
+    text.push_str(&format!("{verdict}: {} -> {}{port}/{}", decision.source, decision.destination, decision.protocol));
+    if let Some(reason) = decision.reason {
+        text.push_str(&format!("\nreason: {} ({})", reason.text(), reason.name()));
+    }
+    if decision.audit {
+        text.push_str("\nlet in by the service's audit mode alone");
+    }
+    if let Some(rule) = &decision.rule {
+        text.push_str(&format!("\nrule: {} at {}:{}", rule.id, rule.file, rule.line));
+    }
+    if let Some(nearest) = &decision.nearest {
+        let rule = &nearest.rule;
+        text.push_str(&format!(
+            "\nnearest rule: {} at {}:{}; its {:?} does not hold: {}",
+            rule.id, rule.file, rule.line, nearest.failed, nearest.detail
+        ));
+    }
+    text
+}

@@ -1,0 +1,510 @@
+//! The owner of what this node knows: takes updates, heartbeats and hints from the control link, judges them, tells the
+//! engine, and publishes one snapshot for everyone else. Nothing else writes any of it.
+//!
+//! ```text
+//! control link --Update--> accept -> admit -> MeshUpdate -> engine --Applied--> disk -> answer (acknowledge)
+//! ```
+//!
+//! An update is answered when every worker judges by it and, if it changed an object or took something away, when it is on
+//! disk: an acknowledged revocation survives a power cut.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+use warren_engine::identity::{RefusedRecord, verify_signed_object};
+use warren_engine::mesh::{LocalKey, MeshUpdate, TunnelSecret};
+use warren_proto::certificate::{Chain, TunnelCertificate};
+use warren_proto::control_trust::{Purpose, anchor};
+use warren_proto::peer_map::{Generation, Heartbeat, RevocationSet};
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{InstanceId, NodeId, TrustBundle, TrustDomain, UnixTime, WorkloadName, wire};
+
+use crate::certificates::key_store::Instance;
+use crate::clock::Clock;
+use crate::mesh_view::{Acceptance, Knowledge, Local, MeshView, OwnInstance, read_hints};
+use crate::snapshot::{self, Floor};
+use crate::state_dir::StateDir;
+
+/// Records that could not be judged for want of time or freshness are judged again this often, and what only added peers
+/// is written to disk.
+const TICK: Duration = Duration::from_secs(2);
+/// The floor of time is written this often, in ticks.
+const FLOOR_TICKS: u32 = 300;
+/// Commands that may wait: the control link sends one update at a time.
+const DEPTH: usize = 64;
+
+/// What became of an update.
+#[derive(Debug)]
+pub struct Applied {
+    /// In force from now on.
+    pub generation: Generation,
+    /// Records that were refused singly.
+    pub refused: Vec<RefusedRecord>,
+}
+
+/// Where the engine takes its orders.
+pub type Engine = Box<dyn Fn(MeshUpdate) + Send>;
+
+enum Command {
+    Update(Box<wire::Update>, oneshot::Sender<Result<Applied, Refusal>>),
+    Heartbeat(wire::SignedObject),
+    Hints(Vec<wire::PeerHint>),
+    Instance(Box<Instance>),
+    Attach(Engine),
+    EngineApplied(u64),
+    Turns(oneshot::Sender<()>),
+}
+
+/// Speaks to the owner.
+#[derive(Debug, Clone)]
+pub struct MeshHandle {
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<Option<Arc<MeshView>>>,
+    bundle: watch::Receiver<TrustBundle>,
+}
+
+impl MeshHandle {
+    /// Hands over a whole update. The answer comes when it is in force, or with why it was refused.
+    pub async fn update(&self, update: wire::Update) -> oneshot::Receiver<Result<Applied, Refusal>> {
+        let (answer, receive) = oneshot::channel();
+        self.send(Command::Update(Box::new(update), answer)).await;
+        receive
+    }
+
+    /// Hands over a signed heartbeat.
+    pub async fn heartbeat(&self, signed: wire::SignedObject) {
+        self.send(Command::Heartbeat(signed)).await;
+    }
+
+    /// Hands over endpoint hints.
+    pub async fn hints(&self, hints: Vec<wire::PeerHint>) {
+        self.send(Command::Hints(hints)).await;
+    }
+
+    /// This node's instance has new certificates.
+    pub async fn instance(&self, instance: Instance) {
+        self.send(Command::Instance(Box::new(instance))).await;
+    }
+
+    /// The engine is up: it is told what holds, and everything after.
+    pub async fn attach(&self, engine: Engine) {
+        self.send(Command::Attach(engine)).await;
+    }
+
+    /// The engine reports that all workers judge by this generation.
+    pub async fn engine_applied(&self, generation: u64) {
+        self.send(Command::EngineApplied(generation)).await;
+    }
+
+    /// Whether the owner still works through its orders.
+    pub async fn turns(&self) -> bool {
+        let (answer, receive) = oneshot::channel();
+        self.send(Command::Turns(answer)).await;
+        receive.await.is_ok()
+    }
+
+    /// The snapshot, to watch.
+    #[must_use]
+    pub fn view(&self) -> watch::Receiver<Option<Arc<MeshView>>> {
+        self.view.clone()
+    }
+
+    /// The roots in force, to watch.
+    #[must_use]
+    pub fn bundle(&self) -> watch::Receiver<TrustBundle> {
+        self.bundle.clone()
+    }
+
+    async fn send(&self, command: Command) {
+        // The owner ends last; when it is gone the process is stopping.
+        let _ = self.commands.send(command).await;
+    }
+}
+
+/// What the owner starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The mesh.
+    pub trust_domain: TrustDomain,
+    /// This node.
+    pub node: NodeId,
+    /// The identity of this network namespace.
+    pub workload: Option<WorkloadName>,
+    /// The roots held.
+    pub bundle: TrustBundle,
+    /// This node's instance, from disk.
+    pub instance: Option<Instance>,
+    /// Where everything is kept.
+    pub state: Arc<StateDir>,
+    /// The time.
+    pub clock: Arc<Clock>,
+}
+
+/// The owner.
+pub struct Mesh {
+    start: Start,
+    floor: Floor,
+    applied: Generation,
+    seen: RevocationSet,
+    knowledge: Option<Arc<Knowledge>>,
+    hints: HashMap<InstanceId, Vec<SocketAddr>>,
+    heard: UnixTime,
+    admitted: HashSet<InstanceId>,
+    refused: Arc<[RefusedRecord]>,
+    generation: u64,
+    engine: Option<Engine>,
+    waiting: VecDeque<Waiting>,
+    unsaved: bool,
+    commands: mpsc::Receiver<Command>,
+    view: watch::Sender<Option<Arc<MeshView>>>,
+    bundle: watch::Sender<TrustBundle>,
+}
+
+struct Waiting {
+    generation: u64,
+    applied: Applied,
+    answer: oneshot::Sender<Result<Applied, Refusal>>,
+}
+
+impl Mesh {
+    /// Reads what is on disk and publishes it. Damaged or rolled-back snapshots are named in the log and left out: the node
+    /// then waits for its coordinator, closed.
+    pub fn open(start: Start) -> Result<(Self, MeshHandle), Refusal> {
+        let floor = snapshot::read_floor(&start.state)?;
+        start.clock.verified(floor.time);
+        let seen = snapshot::read_revocations(&start.state)?;
+        let found = snapshot::read(
+            &start.state,
+            Acceptance {
+                trust_domain: &start.trust_domain,
+                node: start.node,
+                bundle: &start.bundle,
+                floor: floor.generation,
+                seen: &seen,
+                now: start.clock.now().unix,
+            },
+        );
+        for text in &found.refused {
+            warn!(reason = Reason::StateCorrupt.name(), "stored snapshot refused: {text}");
+        }
+        let (commands, receive) = mpsc::channel(DEPTH);
+        let (view, watch_view) = watch::channel(None);
+        let (bundle, watch_bundle) = watch::channel(start.bundle.clone());
+        let mut mesh = Self {
+            applied: floor.generation,
+            heard: UnixTime(0),
+            admitted: HashSet::new(),
+            refused: Arc::new([]),
+            generation: 0,
+            engine: None,
+            waiting: VecDeque::new(),
+            unsaved: false,
+            knowledge: None,
+            hints: HashMap::new(),
+            commands: receive,
+            start,
+            floor,
+            seen,
+            view,
+            bundle,
+        };
+        if let Some(knowledge) = found.knowledge {
+            let generation = knowledge.manifest.generation;
+            info!(epoch = generation.epoch, revision = generation.revision, "starting from the stored snapshot");
+            // Whoever was admitted when it was stored may be again, however long the coordinator has been away.
+            mesh.admitted = knowledge.scope.peers.keys().copied().collect();
+            mesh.take(knowledge);
+            mesh.publish();
+        }
+        Ok((mesh, MeshHandle { commands, view: watch_view, bundle: watch_bundle }))
+    }
+
+    /// Works until every handle is gone, then writes what is not on disk yet.
+    pub async fn run(mut self) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.handle(command),
+                    None => break,
+                },
+                _ = ticks.tick() => {
+                    count = count.wrapping_add(1);
+                    self.tick(count.is_multiple_of(FLOOR_TICKS));
+                }
+            }
+        }
+        self.save();
+        self.save_time();
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Update(update, answer) => self.handle_update(*update, answer),
+            Command::Heartbeat(signed) => {
+                if let Err(refusal) = self.handle_heartbeat(&signed) {
+                    warn!(reason = refusal.reason.name(), "heartbeat refused: {refusal}");
+                }
+            }
+            Command::Hints(hints) => {
+                self.hints.extend(read_hints(&hints));
+                self.publish();
+            }
+            Command::Instance(instance) => {
+                self.start.workload = Some(instance.workload.clone());
+                self.start.instance = Some(*instance);
+                self.publish();
+            }
+            Command::Attach(engine) => {
+                self.engine = Some(engine);
+                self.publish();
+            }
+            Command::EngineApplied(generation) => self.handle_applied(generation),
+            // Whoever asked may have gone.
+            Command::Turns(answer) => drop(answer.send(())),
+        }
+    }
+
+    fn handle_update(&mut self, update: wire::Update, answer: oneshot::Sender<Result<Applied, Refusal>>) {
+        let binds = !update.objects.is_empty() || !update.tombstones.is_empty() || update.from_revision == 0;
+        let hints = read_hints(&update.hints);
+        let now = self.start.clock.now().unix;
+        let bundle = self.bundle.borrow().clone();
+        let against = Acceptance {
+            trust_domain: &self.start.trust_domain,
+            node: self.start.node,
+            bundle: &bundle,
+            floor: self.applied,
+            seen: &self.seen,
+            now,
+        };
+        match Knowledge::accept(self.knowledge.as_deref(), update, against) {
+            Err(refusal) => {
+                warn!(reason = refusal.reason.name(), "update refused: {refusal}");
+                let _ = answer.send(Err(refusal));
+            }
+            Ok((knowledge, oversized)) => {
+                for refusal in &oversized {
+                    warn!(reason = refusal.reason.name(), "peer record refused: {refusal}");
+                }
+                let generation = knowledge.manifest.generation;
+                self.hints.extend(hints);
+                self.take(knowledge);
+                if binds {
+                    self.floor.generation = generation;
+                }
+                self.unsaved = true;
+                let refused = self.publish();
+                info!(
+                    epoch = generation.epoch,
+                    revision = generation.revision,
+                    refused = refused.len(),
+                    "update accepted"
+                );
+                self.waiting.push_back(Waiting {
+                    generation: self.generation,
+                    applied: Applied { generation, refused },
+                    answer,
+                });
+                if binds {
+                    self.save();
+                }
+                if self.engine.is_none() {
+                    // Without an engine nothing passes at all: it is in force.
+                    self.handle_applied(self.generation);
+                }
+            }
+        }
+    }
+
+    /// Takes knowledge that stood its judgement.
+    fn take(&mut self, knowledge: Knowledge) {
+        self.applied = knowledge.manifest.generation;
+        self.hear(knowledge.manifest.issued_at);
+        self.seen = knowledge.revocations.clone();
+        let bundle = knowledge.bundle.clone();
+        self.bundle.send_if_modified(|held| {
+            let newer = held.to_wire() != bundle.to_wire();
+            *held = bundle;
+            newer
+        });
+        self.hints.retain(|instance, _| knowledge.scope.peers.contains_key(instance));
+        self.knowledge = Some(Arc::new(knowledge));
+    }
+
+    fn handle_heartbeat(&mut self, signed: &wire::SignedObject) -> Result<(), Refusal> {
+        let bundle = self.bundle.borrow().clone();
+        let body = verify_signed_object(signed, &bundle, self.start.clock.now().unix)?;
+        let heartbeat = Heartbeat::decode(body.as_bytes())?;
+        if heartbeat.node != self.start.node || heartbeat.trust_domain != self.start.trust_domain {
+            return Err(Refusal::new(Reason::ManifestWrongNode, "the heartbeat is for another node"));
+        }
+        if heartbeat.issued_at < self.heard {
+            return Err(Refusal::new(Reason::ManifestRolledBack, "the heartbeat is older than one already heard"));
+        }
+        let was_stale = self.is_stale();
+        self.hear(heartbeat.issued_at);
+        if was_stale && !self.is_stale() {
+            self.publish();
+        } else {
+            self.refresh();
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, moment: UnixTime) {
+        self.heard = self.heard.max(moment);
+        self.start.clock.verified(moment);
+    }
+
+    fn fresh_until(&self) -> UnixTime {
+        let after = self.knowledge.as_ref().map_or(0, |knowledge| knowledge.manifest.stale_after_seconds);
+        self.heard.plus(Duration::from_secs(after.into()))
+    }
+
+    fn is_stale(&self) -> bool {
+        self.start.clock.now().unix > self.fresh_until()
+    }
+
+    /// Judges every record at this moment, tells the engine and publishes the snapshot.
+    fn publish(&mut self) -> Vec<RefusedRecord> {
+        let Some(knowledge) = self.knowledge.clone() else {
+            return Vec::new();
+        };
+        let now = self.start.clock.now().unix;
+        let (locals, own) = self.locals(now);
+        let local = Local {
+            workload: self.start.workload.clone(),
+            addresses: own.iter().flat_map(|own| own.addresses.iter()).collect(),
+            keys: locals.iter().map(|local| local.secret.public_key()).collect(),
+        };
+        let admission = knowledge.admit(&local, self.fresh_until(), &self.admitted, now);
+        self.admitted = admission.peers.iter().map(|peer| peer.instance()).collect();
+        self.log_refused(&admission.refused);
+        self.refused = admission.refused.clone().into();
+        self.generation += 1;
+        if let Some(engine) = &self.engine {
+            engine(MeshUpdate {
+                generation: self.generation,
+                policy: knowledge.policy.clone(),
+                locals,
+                peers: admission.peers.clone(),
+                endpoints: self.hints.clone(),
+            });
+        }
+        self.view.send_replace(Some(Arc::new(MeshView {
+            generation: self.generation,
+            own,
+            peers: admission.peers.into(),
+            refused: self.refused.clone(),
+            endpoints: self.hints.clone(),
+            heard: self.heard,
+            fresh_until: self.fresh_until(),
+            knowledge,
+        })));
+        admission.refused
+    }
+
+    /// Publishes a new age of the heartbeat; nothing that the engine judges by has changed.
+    fn refresh(&self) {
+        let (heard, fresh_until) = (self.heard, self.fresh_until());
+        self.view.send_modify(|view| {
+            if let Some(view) = view {
+                let view = Arc::make_mut(view);
+                (view.heard, view.fresh_until) = (heard, fresh_until);
+            }
+        });
+    }
+
+    /// This node's tunnel keys whose certificates hold, newest first.
+    fn locals(&self, now: UnixTime) -> (Vec<LocalKey>, Option<OwnInstance>) {
+        let Some(instance) = &self.start.instance else {
+            return (Vec::new(), None);
+        };
+        let bundle = self.bundle.borrow();
+        let mut locals = Vec::with_capacity(instance.identities.len());
+        for identity in &instance.identities {
+            let judged = Chain::new(identity.chain.0.iter().map(Vec::as_slice)).and_then(|chain| {
+                let certificate = TunnelCertificate::parse(chain.leaf())?;
+                let path = anchor(certificate.leaf(), chain, &bundle, Purpose::Tunnel, now)?;
+                Ok((certificate, path.valid_until()))
+            });
+            match judged {
+                Ok((certificate, valid_until)) => locals.push(LocalKey {
+                    secret: TunnelSecret::from_bytes(*identity.tunnel.secret()),
+                    certificate,
+                    valid_until,
+                }),
+                Err(refusal) => warn!(reason = refusal.reason.name(), "own tunnel certificate unusable: {refusal}"),
+            }
+        }
+        let own = locals.first().map(|newest| OwnInstance {
+            instance: instance.id,
+            workload: instance.workload.clone(),
+            addresses: instance.addresses,
+            validity: (newest.certificate.leaf().not_before(), newest.valid_until),
+        });
+        (locals, own)
+    }
+
+    fn log_refused(&self, refused: &[RefusedRecord]) {
+        for record in refused {
+            if !self.refused.contains(record) {
+                let (instance, refusal) = (record.instance, &record.refusal);
+                warn!(%instance, reason = refusal.reason.name(), "peer record refused: {refusal}");
+            }
+        }
+    }
+
+    fn handle_applied(&mut self, generation: u64) {
+        while self.waiting.front().is_some_and(|first| first.generation <= generation) {
+            if let Some(first) = self.waiting.pop_front() {
+                // The link may have been lost meanwhile; then nobody waits.
+                let _ = first.answer.send(Ok(first.applied));
+            }
+        }
+    }
+
+    fn tick(&mut self, keep_time: bool) {
+        let waits_for_time = self
+            .refused
+            .iter()
+            .any(|record| matches!(record.refusal.reason, Reason::CertificateNotYetValid | Reason::MeshStale));
+        let now = self.start.clock.now().unix;
+        let ended = self.view.borrow().as_ref().is_some_and(|view| view.peers.iter().any(|p| p.valid_until() <= now));
+        if ended || (waits_for_time && !self.is_stale()) {
+            self.publish();
+        }
+        if self.unsaved {
+            self.save();
+        }
+        if keep_time {
+            self.save_time();
+        }
+    }
+
+    fn save(&mut self) {
+        let Some(knowledge) = self.knowledge.clone().filter(|_| self.unsaved) else {
+            return;
+        };
+        self.floor.time = self.start.clock.floor();
+        match snapshot::write(&self.start.state, &knowledge, &self.floor) {
+            Ok(()) => self.unsaved = false,
+            // What is in force stays in force; the next tick tries again.
+            Err(failure) => error!(next = failure.hint(), "the snapshot is not stored: {failure}"),
+        }
+    }
+
+    fn save_time(&mut self) {
+        self.floor.time = self.start.clock.floor();
+        if let Err(failure) = snapshot::write_floor(&self.start.state, &self.floor) {
+            error!(next = failure.hint(), "the floor of time is not stored: {failure}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! What this node knows of the mesh, as one immutable snapshot that everyone else watches.
+//!
+//! Two steps, both pure. [`Knowledge::accept`] turns an update and its signed manifest into knowledge: complete and
+//! verified, or refused whole. [`Knowledge::admit`] judges the peer records against it, singly. The same two functions judge
+//! what comes over the link and what lay on this host's disk.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use warren_engine::identity::{Admission, LocalView, RefusedRecord, VerifiedPeer, verify_all, verify_signed_object};
+use warren_proto::peer_map::{Generation, MAX_HINTS, Manifest, ObjectKind, RevocationSet, Scope};
+use warren_proto::policy::{CompiledPolicy, Diagnostic, Documents, Mode};
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{InstanceId, NodeId, OverlayAddresses, TrustBundle, TrustDomain, UnixTime, WorkloadName, wire};
+
+/// Most diagnostics that a refused policy is reported with; the first names the cause.
+const MAX_DIAGNOSTICS: usize = 3;
+
+/// Everything a manifest stands for: verified, complete and compiled.
+#[derive(Debug, Clone)]
+pub struct Knowledge {
+    /// What the coordinator stated.
+    pub manifest: Manifest,
+    /// The same as signed, to be kept on disk.
+    pub signed: wire::SignedObject,
+    /// The objects and records.
+    pub scope: Scope,
+    /// The roots from now on.
+    pub bundle: TrustBundle,
+    /// What is no longer trusted, with what was ever seen and has not expired.
+    pub revocations: RevocationSet,
+    /// The policies of this node's services, and those above them.
+    pub policy: Arc<CompiledPolicy>,
+}
+
+/// What an update is held against.
+#[derive(Debug, Clone, Copy)]
+pub struct Acceptance<'a> {
+    /// This node's mesh.
+    pub trust_domain: &'a TrustDomain,
+    /// This node.
+    pub node: NodeId,
+    /// The roots that the manifest's signer must chain to.
+    pub bundle: &'a TrustBundle,
+    /// The highest generation ever applied.
+    pub floor: Generation,
+    /// Revocations seen before.
+    pub seen: &'a RevocationSet,
+    /// When the signature must hold and the manifest be in date.
+    pub now: UnixTime,
+}
+
+impl Knowledge {
+    /// Judges `update`, whose parts were collected into one, as a successor of `current`.
+    ///
+    /// Order: the signature, by the roots held before it · type, mesh, node, rollback, date · the base it builds on ·
+    /// every object present with its digest, none besides, all readable · bundle, revocations, policy, each whole ·
+    /// whether this build enforces every term of the policy. Records over their limits are returned beside it.
+    pub fn accept(
+        current: Option<&Self>,
+        mut update: wire::Update,
+        against: Acceptance<'_>,
+    ) -> Result<(Self, Vec<Refusal>), Refusal> {
+        let signed = update
+            .manifest
+            .take()
+            .ok_or_else(|| Refusal::new(Reason::ManifestIncomplete, "update.manifest is missing in the last part"))?;
+        let body = verify_signed_object(&signed, against.bundle, against.now)?;
+        let manifest = Manifest::decode(body.as_bytes())?;
+        manifest.check_for(against.trust_domain, against.node, against.floor, against.now)?;
+        let empty = Scope::default();
+        let base = match current {
+            _ if update.from_revision == 0 => &empty,
+            Some(held) if generation_of(&update) == held.manifest.generation => &held.scope,
+            _ => {
+                let detail = "update.from_revision is not the one this node holds";
+                return Err(Refusal::new(Reason::FrameUnexpected, detail));
+            }
+        };
+        let (scope, refused) = base.apply(update)?;
+        scope.check_against(&manifest)?;
+        let bundle = read_bundle(&scope, against.trust_domain)?;
+        let revocations = read_revocations(&scope)?.keeping(against.seen, against.now);
+        let policy = Arc::new(compile(&scope, against.trust_domain)?);
+        Ok((Self { manifest, signed, scope, bundle, revocations, policy }, refused))
+    }
+
+    /// Judges every record of the scope at this moment.
+    #[must_use]
+    pub fn admit(
+        &self,
+        local: &Local,
+        fresh_until: UnixTime,
+        admitted: &HashSet<InstanceId>,
+        now: UnixTime,
+    ) -> Admission {
+        let linked = |peer: &WorkloadName| {
+            local
+                .workload
+                .as_ref()
+                .is_some_and(|own| self.policy.linked(own, peer, now) || self.policy.linked(peer, own, now))
+        };
+        let view = LocalView {
+            overlay: &self.manifest.overlay,
+            max_certificate_lifetime: Duration::from_secs(self.manifest.max_certificate_lifetime_seconds.into()),
+            local_addresses: &local.addresses,
+            local_keys: &local.keys,
+            revocations: &self.revocations,
+            fresh_until,
+            admitted: &|instance| admitted.contains(&instance),
+            linked: &linked,
+        };
+        verify_all(self.scope.peers.values(), &self.bundle, &view, now)
+    }
+
+    /// The whole of it as one update from nothing: what is kept on disk.
+    #[must_use]
+    pub fn to_update(&self) -> wire::Update {
+        let difference = Scope::default().difference(&self.scope);
+        wire::Update {
+            manifest: Some(self.signed.clone()),
+            objects: difference.objects,
+            peers: difference.peers,
+            ..Default::default()
+        }
+    }
+}
+
+/// What this node itself is, for admission: a record may not claim it.
+#[derive(Debug, Clone, Default)]
+pub struct Local {
+    /// The identity of this network namespace.
+    pub workload: Option<WorkloadName>,
+    /// Its overlay addresses.
+    pub addresses: HashSet<IpAddr>,
+    /// Its public tunnel keys.
+    pub keys: HashSet<[u8; 32]>,
+}
+
+/// This node's instance, as others may know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnInstance {
+    /// Its id.
+    pub instance: InstanceId,
+    /// Whose copy it is.
+    pub workload: WorkloadName,
+    /// Its addresses.
+    pub addresses: OverlayAddresses,
+    /// Begin and end of its newest certificate.
+    pub validity: (UnixTime, UnixTime),
+}
+
+/// The snapshot that everyone watches.
+#[derive(Debug, Clone)]
+pub struct MeshView {
+    /// Rises with every snapshot that the engine is told.
+    pub generation: u64,
+    /// What governs.
+    pub knowledge: Arc<Knowledge>,
+    /// This node's instance, once it has one.
+    pub own: Option<OwnInstance>,
+    /// Admitted peers, of one instance the newer certificate first.
+    pub peers: Arc<[VerifiedPeer]>,
+    /// Records not admitted, with why.
+    pub refused: Arc<[RefusedRecord]>,
+    /// Where peers may be reached, unsigned.
+    pub endpoints: HashMap<InstanceId, Vec<SocketAddr>>,
+    /// When the newest heartbeat or manifest was signed.
+    pub heard: UnixTime,
+    /// Past this no new peer is admitted.
+    pub fresh_until: UnixTime,
+}
+
+impl MeshView {
+    /// When the first certificate that this node depends on ends: how long the mesh survives without its coordinator.
+    #[must_use]
+    pub fn survives_until(&self) -> Option<UnixTime> {
+        let own = self.own.as_ref().map(|own| own.validity.1);
+        // A peer with two certificates lives as long as the later one.
+        let mut peers: HashMap<InstanceId, UnixTime> = HashMap::new();
+        for peer in self.peers.iter() {
+            let end = peers.entry(peer.instance()).or_default();
+            *end = (*end).max(peer.valid_until());
+        }
+        own.into_iter().chain(peers.into_values()).min()
+    }
+
+    /// Who has this overlay address: this node's own instance, or an admitted peer.
+    #[must_use]
+    pub fn holder(&self, address: IpAddr) -> Option<Holder<'_>> {
+        if let Some(own) = &self.own
+            && own.addresses.iter().any(|own| own == address)
+        {
+            return Some(Holder::Own(own));
+        }
+        self.peers.iter().find(|peer| peer.addresses().iter().any(|its| its == address)).map(Holder::Peer)
+    }
+}
+
+/// Who has an address.
+#[derive(Debug, Clone, Copy)]
+pub enum Holder<'a> {
+    /// This node.
+    Own(&'a OwnInstance),
+    /// A peer.
+    Peer(&'a VerifiedPeer),
+}
+
+/// Reads endpoint hints; what does not parse is left out, for they are nobody's word.
+#[must_use]
+pub fn read_hints(raw: &[wire::PeerHint]) -> HashMap<InstanceId, Vec<SocketAddr>> {
+    raw.iter()
+        .filter_map(|hint| {
+            let instance = InstanceId::try_from(hint.instance_id.as_slice()).ok()?;
+            let endpoints = hint.endpoints.iter().take(MAX_HINTS).filter_map(|text| text.parse().ok());
+            Some((instance, endpoints.filter(is_endpoint).collect()))
+        })
+        .collect()
+}
+
+/// Whether a datagram could be meant for it: a hint must not make this node send to itself, to a group or to everyone.
+fn is_endpoint(address: &SocketAddr) -> bool {
+    let ip = address.ip();
+    let everyone = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback() && !everyone
+}
+
+fn generation_of(update: &wire::Update) -> Generation {
+    Generation { epoch: update.from_epoch, revision: update.from_revision }
+}
+
+fn read_bundle(scope: &Scope, trust_domain: &TrustDomain) -> Result<TrustBundle, Refusal> {
+    let mut bundles = scope.objects.iter().filter(|(key, _)| key.kind == ObjectKind::TrustBundle);
+    let (Some((_, object)), None) = (bundles.next(), bundles.next()) else {
+        return Err(Refusal::new(Reason::ManifestIncomplete, "the manifest names not exactly one trust bundle"));
+    };
+    let bundle = TrustBundle::from_wire(&warren_proto::codec::decode(&object.content)?)?;
+    if bundle.trust_domain() != trust_domain {
+        let detail = format!("the trust bundle is that of {}", bundle.trust_domain());
+        return Err(Refusal::new(Reason::WrongTrustDomain, detail));
+    }
+    Ok(bundle)
+}
+
+fn read_revocations(scope: &Scope) -> Result<RevocationSet, Refusal> {
+    let mut all = Vec::new();
+    for (key, object) in &scope.objects {
+        if key.kind == ObjectKind::Revocations {
+            all.extend_from_slice(RevocationSet::decode(&object.content)?.all());
+        }
+    }
+    Ok(RevocationSet::new(all))
+}
+
+fn compile(scope: &Scope, trust_domain: &TrustDomain) -> Result<CompiledPolicy, Refusal> {
+    let policies = scope.objects.iter().filter(|(key, _)| key.kind == ObjectKind::Policy);
+    let mut documents = policies
+        .map(|(_, object)| warren_proto::codec::decode::<wire::PolicyDocument>(&object.content))
+        .collect::<Result<Vec<_>, _>>()?;
+    if documents.is_empty() {
+        // A mesh without policy denies everything; the mesh itself is all that is known.
+        let text = format!("kind: Mesh\nname: {trust_domain}\n");
+        documents.push(wire::PolicyDocument { file: "no-policy".to_owned(), line: 1, text });
+    }
+    let documents = Documents::from_wire(&documents).map_err(|found| invalid(Reason::PolicyInvalid, &found))?;
+    let policy =
+        CompiledPolicy::compile(&documents, Mode::Slice).map_err(|found| invalid(Reason::PolicyInvalid, &found))?;
+    policy.enforceable().map_err(|found| invalid(Reason::UnenforceablePolicy, &found))?;
+    Ok(policy)
+}
+
+fn invalid(reason: Reason, found: &[Diagnostic]) -> Refusal {
+    let shown: Vec<_> = found.iter().take(MAX_DIAGNOSTICS).map(ToString::to_string).collect();
+    Refusal::new(reason, shown.join("; "))
+}
