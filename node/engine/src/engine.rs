@@ -121,6 +121,15 @@ impl Engine {
         self.out.publish(&self.shared);
     }
 
+    /// The network said that a datagram to `to` was too long and that UDP payloads of `payload` bytes fit (EMSGSIZE,
+    /// or ICMP through the socket's error queue). Larger inner packets to peers there are refused from now on.
+    pub fn handle_path_mtu(&mut self, to: SocketAddr, payload: usize) {
+        let ids: Vec<_> = self.peers.links().map(|(id, _)| id).collect();
+        for id in ids {
+            self.with_link(id, |link, _| link.handle_path_mtu(to, payload));
+        }
+    }
+
     /// Does what has become due.
     pub fn handle_timeout(&mut self, now: Now) {
         if self.apply_poll.is_some_and(|at| at <= now.monotonic) {

@@ -13,28 +13,36 @@ use crate::mesh::{LocalKey, Stage, TunnelSecret};
 use crate::session::{DataSession, Suite, transport_header};
 use crate::tables::Receiver;
 
+mod attacks;
+mod plain;
+mod rotation;
+
 /// One node: the engine, and a hand that opens data sessions as a worker would.
 struct Node {
     engine: Engine,
     shared: Arc<Shared>,
     address: SocketAddr,
-    key: LocalKey,
-    verified: VerifiedPeer,
+    /// Newest first.
+    keys: Vec<LocalKey>,
+    verified: Vec<VerifiedPeer>,
     inbox: Vec<Vec<u8>>,
     events: Vec<Event>,
 }
 
 /// Nodes on a wire that a test decides about, datagram by datagram.
 struct World {
+    mesh: TestMesh,
     nodes: Vec<Node>,
     now: Now,
     /// Sender, receiver, bytes.
     wire: VecDeque<(usize, SocketAddr, Vec<u8>)>,
     sent: usize,
-    /// Whether the `n`-th datagram ever sent arrives, and how often.
+    /// How often the `n`-th datagram ever sent arrives.
     fate: Box<dyn Fn(usize) -> usize>,
     generation: u64,
 }
+
+const WORKLOADS: [&str; 2] = ["bank/web", "bank/api"];
 
 fn address(number: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, number as u8 + 1], 51820))
@@ -47,7 +55,20 @@ fn secrets() -> [TunnelSecret; 2] {
 }
 
 fn everybody() -> Arc<CompiledPolicy> {
-    crate::sim::policy(&["bank/web", "bank/api"], &[("bank/web", "bank/api", 80), ("bank/api", "bank/web", 80)])
+    let [web, api] = WORKLOADS;
+    crate::sim::policy(&WORKLOADS, &[(web, api, 80), (api, web, 80)])
+}
+
+/// One tunnel certificate, as its holder and as everybody else has it.
+fn issue(mesh: &TestMesh, number: usize, secret: TunnelSecret, not_after: UnixTime) -> (LocalKey, VerifiedPeer) {
+    let peer = TestPeer::new(number as u16 + 1, WORKLOADS[number], secret.public_key());
+    issue_for(mesh, &TestPeer { not_after, ..peer }, secret)
+}
+
+fn issue_for(mesh: &TestMesh, peer: &TestPeer, secret: TunnelSecret) -> (LocalKey, VerifiedPeer) {
+    let chain = mesh.chain(&TestMesh::template(peer));
+    let certificate = TunnelCertificate::parse(&chain[0]).expect("a tunnel certificate");
+    (LocalKey { secret, certificate, valid_until: peer.not_after }, mesh.admit_chain(peer, &chain))
 }
 
 impl World {
@@ -58,26 +79,21 @@ impl World {
     fn pair_until(not_after: UnixTime) -> Self {
         let mesh = TestMesh::new();
         let nodes = secrets().into_iter().enumerate().map(|(number, secret)| {
-            let workload = ["bank/web", "bank/api"][number];
-            let peer = TestPeer { not_after, ..TestPeer::new(number as u16 + 1, workload, secret.public_key()) };
-            // The verified record and the local certificate must be one and the same.
-            let chain = mesh.chain(&TestMesh::template(&peer));
-            let verified = mesh.admit_chain(&peer, &chain);
-            let certificate = TunnelCertificate::parse(&chain[0]).expect("a tunnel certificate");
+            let (key, verified) = issue(&mesh, number, secret, not_after);
             let shared = Arc::new(Shared::new(2));
             Node {
                 engine: Engine::new(EngineConfig::new([number as u8; 32]), Arc::clone(&shared)),
                 shared,
                 address: address(number),
-                key: LocalKey { secret, certificate, valid_until: not_after },
-                verified,
+                keys: vec![key],
+                verified: vec![verified],
                 inbox: Vec::new(),
                 events: Vec::new(),
             }
         });
-        let nodes: Vec<_> = nodes.collect();
         let mut world = Self {
-            nodes,
+            nodes: nodes.collect(),
+            mesh,
             now: Now { monotonic: Duration::from_secs(1000), unix: NOW },
             wire: VecDeque::new(),
             sent: 0,
@@ -93,9 +109,9 @@ impl World {
         MeshUpdate {
             generation: self.generation,
             policy: everybody(),
-            locals: vec![self.nodes[of].key.clone()],
-            peers: vec![other.verified.clone()],
-            endpoints: [(other.verified.instance(), vec![other.address])].into(),
+            locals: self.nodes[of].keys.clone(),
+            peers: other.verified.clone(),
+            endpoints: [(other.verified[0].instance(), vec![other.address])].into(),
         }
     }
 
@@ -106,6 +122,14 @@ impl World {
             self.nodes[of].engine.apply(&update, self.now);
         }
         self.settle();
+    }
+
+    fn apply(&mut self, of: usize, change: impl FnOnce(&mut MeshUpdate)) {
+        self.generation += 1;
+        let mut update = self.update(of);
+        change(&mut update);
+        self.nodes[of].engine.apply(&update, self.now);
+        self.collect(of);
     }
 
     fn link(&self, of: usize) -> (LocalIndex, PeerIndex) {
@@ -398,16 +422,10 @@ fn a_removed_peer_loses_its_session_before_the_update_counts_as_applied() {
     let mut world = World::pair();
     world.send(0, "hello");
     world.settle();
-    world.generation += 1;
-    let update = MeshUpdate { peers: Vec::new(), ..world.update(1) };
-    let now = world.now;
-    world.nodes[1].engine.apply(&update, now);
+    world.apply(1, |update| update.peers.clear());
     assert_eq!(world.nodes[1].shared.tables().sessions.iter().count(), 0);
-    world.collect(1);
     let events = &world.nodes[1].events;
-    let applied = events
-        .iter()
-        .position(|event| matches!(event, Event::Applied { generation } if *generation == update.generation));
+    let applied = events.iter().position(|event| matches!(event, Event::Applied { generation } if *generation == 2));
     let down = events.iter().position(|event| matches!(event, Event::SessionDown { reason: Reason::PeerRevoked, .. }));
     assert!(down.expect("session down") < applied.expect("applied"));
     world.nodes[1].inbox.clear();
@@ -419,16 +437,13 @@ fn a_removed_peer_loses_its_session_before_the_update_counts_as_applied() {
 #[test]
 fn an_unknown_key_is_counted_with_its_hash_and_gets_no_answer() {
     let mut world = World::pair();
-    world.generation += 1;
-    let update = MeshUpdate { peers: Vec::new(), ..world.update(1) };
-    let now = world.now;
-    world.nodes[1].engine.apply(&update, now);
+    world.apply(1, |update| update.peers.clear());
     world.send(0, "hello");
     world.run(Duration::from_secs(100));
     assert_eq!(world.wire.len(), 0);
     assert!(world.nodes[1].engine.poll_transmit().is_none());
     let unknown = world.nodes[1].engine.unknown_keys();
-    let expected: [u8; 32] = Sha256::digest(world.nodes[0].key.secret.public_key()).into();
+    let expected: [u8; 32] = Sha256::digest(world.nodes[0].keys[0].secret.public_key()).into();
     assert_eq!(unknown.len(), 1);
     assert_eq!((unknown[0].hash, unknown[0].from), (expected, address(0)));
     assert_eq!(unknown[0].count, world.drops(1, Reason::UnknownKey));

@@ -20,7 +20,7 @@ use warren_proto::{InstanceId, Reason, SpiffeId, UnixTime};
 use super::outlet::Outlet;
 use crate::Now;
 use crate::demux::LinkId;
-use crate::handshake::{Doorway, HandshakeTunnel};
+use crate::handshake::{Doorway, HandshakeTunnel, TRANSPORT_OVERHEAD};
 use crate::key_exchange::parts::Assembly;
 use crate::key_exchange::{Offering, Party};
 use crate::mesh::{Event, PeerStatus, PlainPacket, SessionStatus, Stage, TunnelKey};
@@ -33,6 +33,10 @@ mod upkeep;
 
 use upkeep::{PLAIN_TICK, WATCH_EVERY};
 
+/// Inner packets that may wait over all links: 6 MiB at the usual size, should half the mesh be away.
+const MAX_WAITING: usize = 4096;
+/// Within this time after a peer showed a new key, its session moves to it.
+const MOVE_TO_NEW_KEY_WITHIN: Duration = Duration::from_secs(10);
 /// Sessions that stay open behind the one in use, for what is still under way.
 const MAX_RETIRED: usize = 3;
 /// A peer that authenticates may still not ask for handshakes more often than this (as in Linux's WireGuard).
@@ -104,6 +108,8 @@ pub(crate) struct LinkState {
     peer_instance: InstanceId,
     identity: SpiffeId,
     cell: Arc<Link>,
+    /// Largest inner packet until a path says less.
+    mtu: u32,
     plain: bool,
     /// Newest first.
     local_ends: Vec<LocalEnd>,
@@ -139,6 +145,7 @@ impl LinkState {
             peer_instance: instances.1,
             identity,
             cell: Arc::new(Link::new(id.0, id.1, mtu)),
+            mtu,
             plain: false,
             local_ends: Vec::new(),
             peer_ends: Vec::new(),
@@ -173,10 +180,16 @@ impl LinkState {
         out: &mut Outlet,
         now: Now,
     ) {
+        let newest = |ends: &[PeerEnd]| ends.first().map(|end| end.key);
+        let has_new_key = newest(&self.peer_ends) != newest(&peer_ends);
         self.local_ends = local_ends;
         self.peer_ends = peer_ends;
         self.plain = plain;
         self.close_orphans(Reason::PeerRevoked, out, now);
+        if has_new_key && self.current.is_some() {
+            // Before the old key goes; at a time of this link's own, since all of the peer's links hear of it at once.
+            self.rekey_at.get_or_insert(now.monotonic + out.jitter(MOVE_TO_NEW_KEY_WITHIN));
+        }
     }
 
     pub(crate) fn report_endpoints(&mut self, addresses: &[SocketAddr]) {
@@ -233,7 +246,7 @@ impl LinkState {
         for tunnel in self.tunnels.drain(..) {
             out.release_prefix(tunnel.prefix);
         }
-        for _ in self.waiting.drain(..) {
+        for _ in self.take_waiting(out) {
             out.count(reason);
         }
         self.cell.set_endpoint(None);
@@ -254,13 +267,27 @@ impl LinkState {
     pub(crate) fn handle_unsent(&mut self, packet: &[u8], out: &mut Outlet, now: Now) {
         self.close_ended(out, now);
         if !self.seal_packet(packet, out, now) {
-            if self.waiting.len() >= out.config.waiting_packets {
-                self.waiting.pop_front();
-                out.count(Reason::QueueFull);
-            }
-            self.waiting.push_back(packet.to_vec());
+            self.wait(packet, out);
             self.resume(out, now);
         }
+    }
+
+    /// Keeps a packet until there is a session. The oldest gives way: its sender has likely sent it again.
+    fn wait(&mut self, packet: &[u8], out: &mut Outlet) {
+        if self.waiting.len() >= out.config.waiting_packets || out.waiting >= MAX_WAITING {
+            out.count(Reason::QueueFull);
+            if self.waiting.pop_front().is_none() {
+                return;
+            }
+            out.waiting -= 1;
+        }
+        self.waiting.push_back(packet.to_vec());
+        out.waiting += 1;
+    }
+
+    fn take_waiting(&mut self, out: &mut Outlet) -> VecDeque<Vec<u8>> {
+        out.waiting -= self.waiting.len();
+        std::mem::take(&mut self.waiting)
     }
 
     /// Seals and sends if there is something to seal with.
@@ -313,7 +340,7 @@ impl LinkState {
                 // The offerer waits for an answer before it moves its own egress.
                 send_sealed(&established.session, &[], endpoint, out, now);
             }
-            for packet in self.waiting.drain(..) {
+            for packet in self.take_waiting(out) {
                 send_sealed(&established.session, &packet, endpoint, out, now);
             }
         }
@@ -363,6 +390,16 @@ impl LinkState {
     fn authenticate_path(&mut self, from: SocketAddr) {
         if self.path.authenticate(from) {
             self.cell.set_endpoint(Some(from));
+            self.cell.set_mtu(self.mtu);
+        }
+    }
+
+    /// The path to `to` takes UDP payloads of at most `payload` bytes.
+    pub(crate) fn handle_path_mtu(&mut self, to: SocketAddr, payload: usize) {
+        if self.path.endpoint() == Some(to) {
+            // What is sealed is padded to 16 bytes.
+            let inner = payload.saturating_sub(TRANSPORT_OVERHEAD) & !15;
+            self.cell.set_mtu(u32::try_from(inner).unwrap_or(self.mtu).min(self.cell.mtu()));
         }
     }
 
@@ -416,7 +453,7 @@ impl LinkState {
             return opened.map_or(Ok(()), |packet| self.handle_control(receiver, &packet, out, now));
         }
         self.effort = Effort::Idle;
-        for packet in std::mem::take(&mut self.waiting) {
+        for packet in self.take_waiting(out) {
             self.handle_unsent(&packet, out, now);
         }
         match opened {

@@ -23,6 +23,8 @@ pub(crate) struct Outlet {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) plain: VecDeque<PlainPacket>,
     pub(crate) events: VecDeque<Event>,
+    /// Inner packets that wait for a session, over all links.
+    pub(crate) waiting: usize,
     random: StdRng,
     unpublished: bool,
     drops: [u64; Reason::ALL.len()],
@@ -38,6 +40,7 @@ impl Outlet {
             transmits: VecDeque::new(),
             plain: VecDeque::new(),
             events: VecDeque::new(),
+            waiting: 0,
             unpublished: false,
             drops: [0; Reason::ALL.len()],
         }

@@ -116,7 +116,7 @@ impl LinkState {
         if plain {
             out.send(from, confirmation);
             self.effort = Effort::Idle;
-            for packet in std::mem::take(&mut self.waiting) {
+            for packet in self.take_waiting(out) {
                 self.handle_unsent(&packet, out, now);
             }
             return Ok(());
@@ -235,7 +235,7 @@ impl LinkState {
     fn give_up(&mut self, reason: Reason, out: &mut Outlet, now: Now) {
         self.stop_effort(out);
         self.hold_until = now.monotonic + HOLD;
-        for _ in self.waiting.drain(..) {
+        for _ in self.take_waiting(out) {
             out.count(reason);
         }
         out.say(Event::Unreachable { local: self.local_instance, peer: self.peer_instance, reason });
