@@ -79,6 +79,8 @@ impl Drop for Closing {
         // The engine has done so before, unless it failed.
         self.1.publish(Arc::new(Tables::deny_all()));
         self.0.stop_workers();
+        // Whoever waits for an answer learns that none will come.
+        self.0.engine.close();
     }
 }
 

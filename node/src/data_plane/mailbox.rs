@@ -12,7 +12,8 @@ use rustix::event::{EventfdFlags, eventfd};
 /// A queue with one reader, who waits on a condition variable or on a descriptor.
 #[derive(Debug)]
 pub(super) struct Mailbox<T> {
-    queue: Mutex<VecDeque<T>>,
+    /// `None` once the reader is gone.
+    queue: Mutex<Option<VecDeque<T>>>,
     filled: Condvar,
     descriptor: OwnedFd,
     limit: usize,
@@ -22,36 +23,42 @@ impl<T> Mailbox<T> {
     /// An empty one that takes up to `limit` entries.
     pub(super) fn new(limit: usize) -> io::Result<Self> {
         Ok(Self {
-            queue: Mutex::default(),
+            queue: Mutex::new(Some(VecDeque::new())),
             filled: Condvar::new(),
             descriptor: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             limit,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<T>>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands over `item` unless the queue is full; whether it was taken.
     pub(super) fn offer(&self, item: T) -> bool {
-        let mut queue = self.lock();
-        if queue.len() >= self.limit {
-            return false;
-        }
+        let mut guard = self.lock();
+        let Some(queue) = guard.as_mut().filter(|queue| queue.len() < self.limit) else { return false };
         queue.push_back(item);
-        let wake = queue.len() == 1;
-        drop(queue);
-        if wake {
+        let first = queue.len() == 1;
+        drop(guard);
+        if first {
             self.wake();
         }
         true
     }
 
-    /// Hands over what must not be lost and what few exist of: commands, answers, facts that are said once.
+    /// Hands over what must not be lost and what few exist of: commands, answers, facts that are said once. When the
+    /// reader is gone it is dropped.
     pub(super) fn insist(&self, item: T) {
-        self.lock().push_back(item);
+        if let Some(queue) = self.lock().as_mut() {
+            queue.push_back(item);
+        }
         self.wake();
+    }
+
+    /// The reader is gone: what waits is dropped, and nothing is taken any more.
+    pub(super) fn close(&self) {
+        *self.lock() = None;
     }
 
     /// Lets the reader look, whether or not there is anything.
@@ -63,12 +70,14 @@ impl<T> Mailbox<T> {
 
     /// How many entries wait.
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().as_ref().map_or(0, VecDeque::len)
     }
 
     /// Moves everything that waits to the end of `into`.
     pub(super) fn take(&self, into: &mut VecDeque<T>) {
-        into.append(&mut self.lock());
+        if let Some(queue) = self.lock().as_mut() {
+            into.append(queue);
+        }
     }
 
     /// As [`take`](Self::take), once there is something or `at_most` has passed.
@@ -76,9 +85,11 @@ impl<T> Mailbox<T> {
         let queue = self.lock();
         let (mut queue, _) = self
             .filled
-            .wait_timeout_while(queue, at_most, |queue| queue.is_empty())
+            .wait_timeout_while(queue, at_most, |queue| queue.as_ref().is_some_and(VecDeque::is_empty))
             .unwrap_or_else(PoisonError::into_inner);
-        into.append(&mut queue);
+        if let Some(queue) = queue.as_mut() {
+            into.append(queue);
+        }
     }
 
     /// Readable after each [`wake`](Self::wake) until [`silence`](Self::silence).
@@ -106,6 +117,17 @@ mod tests {
         assert_eq!(taken, [1, 2, 4]);
         assert!(mailbox.offer(5));
         assert_eq!(mailbox.len(), 1);
+    }
+
+    #[test]
+    fn a_closed_mailbox_drops_what_it_holds_and_what_comes() {
+        let mailbox = Mailbox::new(2).expect("mailbox");
+        let item = std::sync::Arc::new(());
+        mailbox.insist(std::sync::Arc::clone(&item));
+        mailbox.close();
+        mailbox.insist(std::sync::Arc::clone(&item));
+        assert!(!mailbox.offer(std::sync::Arc::clone(&item)));
+        assert_eq!(std::sync::Arc::strong_count(&item), 1);
     }
 
     #[test]
