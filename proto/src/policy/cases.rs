@@ -114,13 +114,12 @@ fn describe(decision: &Decision) -> String {
 fn counter_example(policy: &CompiledPolicy, proof: &Proof, now: UnixTime) -> Option<Decision> {
     let table = policy.identities();
     for service in policy.services().filter(|service| proof.to.contains(table, service.index)) {
-        for source in policy.services().filter(|source| proof.from.contains(table, source.index)) {
-            if !policy.is_linked(source.index, service, now) {
-                continue;
-            }
+        for source in policy.linked_callers(service, now).filter(|source| proof.from.contains(table, *source)) {
+            // In a whole policy every number has a name.
+            let Some(name) = table.workload(source) else { continue };
             for (transport, port) in points_within(service, proof) {
-                if policy.judge(source.index, service, transport, port, now).allow {
-                    return Some(policy.evaluate(&source.name, &service.name, transport, port, now));
+                if policy.judge(source, service, transport, port, now).allow {
+                    return Some(policy.evaluate(name, &service.name, transport, port, now));
                 }
             }
         }

@@ -53,10 +53,9 @@ pub fn diff(old: &CompiledPolicy, new: &CompiledPolicy, now: UnixTime, limit: us
     let all: BTreeSet<WorkloadName> = names(old).into_iter().chain(names(new)).collect();
     let mut changes = Vec::new();
     for destination in &all {
-        for source in &all {
-            if !old.linked(source, destination, now) && !new.linked(source, destination, now) {
-                continue;
-            }
+        let callers = [old, new].map(|policy| policy.callers(destination, now));
+        let callers: BTreeSet<WorkloadName> = callers.into_iter().flatten().collect();
+        for source in &callers {
             for transport in [Transport::Tcp, Transport::Udp] {
                 changed(old, new, now, (source, destination, transport), &mut changes);
             }

@@ -5,6 +5,8 @@
 //! lets a connection pass when some request on it might be allowed: request terms count as holding in an allow
 //! and a require, and as not holding in a deny. Each request is then judged on its own.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::compile::{CompiledPolicy, CompiledRule, Layer, RuleIndex, RuleRef, Service, in_ranges};
@@ -189,8 +191,23 @@ impl CompiledPolicy {
     #[must_use]
     pub fn callers(&self, destination: &WorkloadName, now: UnixTime) -> Vec<WorkloadName> {
         let Some(service) = self.services.get(destination) else { return Vec::new() };
-        let linked = |source: &&Service| self.is_linked(source.index, service, now);
-        self.services.values().filter(linked).map(|source| source.name.clone()).collect()
+        self.linked_callers(service, now)
+            .filter_map(|index| self.identities.workload(index))
+            .filter(|name| self.services.contains_key(*name))
+            .cloned()
+            .collect()
+    }
+
+    /// The callers linked to a service, by number. Looks only at those whom some allow names, unless audit mode
+    /// opens the service to all.
+    pub(super) fn linked_callers(&self, service: &Service, now: UnixTime) -> impl Iterator<Item = SourceIndex> {
+        let mut named: BTreeSet<SourceIndex> = BTreeSet::new();
+        if service.audit.as_ref().is_some_and(|audit| now < audit.until) {
+            named.extend(self.identities.iter().map(|(index, _)| index));
+        } else {
+            named.extend(self.rules(&service.allows).flat_map(|(_, rule)| rule.from.indices(&self.identities)));
+        }
+        named.into_iter().filter(move |index| self.is_linked(*index, service, now))
     }
 
     /// Every service that `source` is linked to: what it could reach.

@@ -33,6 +33,8 @@ pub struct IdentityTable {
     /// For each index, its namespace's number in `spaces` and its name; index 0 is unknown.
     entries: Vec<Entry>,
     spaces: BTreeMap<String, u32>,
+    /// For each namespace's number, its indices.
+    members: Vec<Vec<SourceIndex>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -72,6 +74,11 @@ impl IdentityTable {
 
     fn push(&mut self, entry: Entry) -> SourceIndex {
         let index = SourceIndex(number(self.entries.len()));
+        let space = entry.space as usize;
+        if self.members.len() <= space {
+            self.members.resize_with(space + 1, Vec::new);
+        }
+        self.members[space].push(index);
         self.entries.push(entry);
         index
     }
@@ -101,6 +108,12 @@ impl IdentityTable {
     /// Every index but the unknown one, with its name; without a name it stands for the rest of a namespace.
     pub fn iter(&self) -> impl Iterator<Item = (SourceIndex, Option<&WorkloadName>)> {
         self.entries.iter().enumerate().skip(1).map(|(i, entry)| (SourceIndex(number(i)), entry.workload.as_ref()))
+    }
+
+    /// The name behind a number; none for the unknown one and for the rest of a namespace.
+    #[must_use]
+    pub fn workload(&self, index: SourceIndex) -> Option<&WorkloadName> {
+        self.entries.get(index.as_usize()).and_then(|entry| entry.workload.as_ref())
     }
 
     fn space(&self, index: SourceIndex) -> Option<u32> {
@@ -157,6 +170,13 @@ impl IdentitySet {
         self.any
             || self.exact.binary_search(&index).is_ok()
             || table.space(index).is_some_and(|space| self.spaces.binary_search(&space).is_ok())
+    }
+
+    /// Every index it means but the unknown one.
+    pub(super) fn indices<'a>(&'a self, table: &'a IdentityTable) -> impl Iterator<Item = SourceIndex> + 'a {
+        let all = self.any.then(|| table.iter().map(|(index, _)| index)).into_iter().flatten();
+        let spaces = self.spaces.iter().filter_map(|space| table.members.get(*space as usize)).flatten().copied();
+        all.chain(spaces).chain(self.exact.iter().copied())
     }
 
     /// Whether it means nobody at all.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::compile::{CompiledPolicy, CompiledRule, Service};
+use super::compile::{CompiledPolicy, CompiledRule, RuleIndex, Service};
 use super::diagnostic::{Code, Diagnostic, Findings};
 use super::document::{Body, Documents, Effect, Group, PortRange, Rule, Selector, Transport};
 use super::slice::groups_of;
@@ -112,7 +112,7 @@ fn nobody(policy: &CompiledPolicy, findings: &mut Findings) {
             let message = format!("the rule {} names callers of whom none is declared", rule.reference.id);
             findings.warning(&rule.reference.file, rule.at, Code::NeverMatches, message, "");
         }
-        let concerns = used.iter().any(|index| index.0 as usize == position);
+        let concerns = u32::try_from(position).is_ok_and(|position| used.contains(&RuleIndex(position)));
         if !concerns {
             let message = format!("the rule {} concerns no declared service", rule.reference.id);
             findings.warning(&rule.reference.file, rule.at, Code::NeverMatches, message, "");

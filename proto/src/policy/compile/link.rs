@@ -59,14 +59,18 @@ pub(super) fn link(documents: &Documents, mode: Mode) -> Result<CompiledPolicy, 
     let identities = declared.identities();
     let groups = declared.groups(&identities, &mut findings);
     let mut compiler = RuleCompiler::new(&declared, &identities, groups, &mut findings);
+    let mut inhabitants: BTreeMap<&str, Vec<&WorkloadName>> = BTreeMap::new();
+    for workload in declared.services.keys() {
+        inhabitants.entry(workload.namespace()).or_default().push(workload);
+    }
     let mut services = BTreeMap::new();
     let mesh_rules = compiler.add(Owner::mesh(declared.mesh), &declared.mesh.body.rules);
     let mut included: BTreeMap<(&str, Layer), Vec<RuleIndex>> = BTreeMap::new();
     for (name, namespace) in &declared.namespaces {
-        let inhabited = declared.services.keys().any(|service| service.namespace() == *name);
+        let here = inhabitants.get(name).map(Vec::as_slice).unwrap_or_default();
         // A node is sent every namespace for its labels; rules of one that holds no destination of the slice
         // decide nothing there, and the groups they name were not sent.
-        let namespace_rules = if inhabited || mode == Mode::Whole {
+        let namespace_rules = if !here.is_empty() || mode == Mode::Whole {
             let mut rules = compiler.add(Owner::namespace(*namespace), &namespace.body.rules);
             for include in &namespace.body.include {
                 rules.extend(compiler.include(namespace.file(), include, Layer::Namespace, &mut included));
@@ -75,7 +79,7 @@ pub(super) fn link(documents: &Documents, mode: Mode) -> Result<CompiledPolicy, 
         } else {
             Vec::new()
         };
-        for (workload, source) in declared.services.iter().filter(|(workload, _)| workload.namespace() == *name) {
+        for (workload, source) in here.iter().filter_map(|workload| declared.services.get_key_value(*workload)) {
             let own = compiler.add(Owner::service(*source), &source.body.rules);
             let mut applicable = compiler.meaning(&mesh_rules, workload);
             applicable.extend(compiler.meaning(&namespace_rules, workload));

@@ -93,9 +93,8 @@ proptest! {
     #[test]
     fn a_template_matches_what_the_naive_matcher_matches(
         template in "(/(a|b|\\{x\\})){1,4}(/\\*\\*)?",
-        path in "(/(a|b|c)){0,5}/?",
+        path in "(/(a|b|c)){1,5}/?|/",
     ) {
-        prop_assume!(path.starts_with('/'));
         prop_assert_eq!(template.parse::<PathTemplate>().unwrap().matches(&path), naive(&template, &path));
     }
 
