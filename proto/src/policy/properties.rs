@@ -86,6 +86,8 @@ impl Question<'_> {
         match scope {
             Scope::All => true,
             Scope::Http => self.declared().is_some_and(|port| port.http),
+            // HTTP is TCP too.
+            Scope::Carrying(transport) => *transport == self.transport,
             Scope::Names(names) => self.declared().is_some_and(|port| names.contains(&port.name)),
             Scope::Numbers(list) => list
                 .iter()

@@ -37,6 +37,7 @@ pub(super) struct Set(pub Vec<String>);
 pub(super) enum Scope {
     All,
     Http,
+    Carrying(Transport),
     Names(Vec<&'static str>),
     Numbers(Vec<(u16, u16, Transport)>),
 }
@@ -142,7 +143,7 @@ fn numbers() -> impl Strategy<Value = Vec<(u16, u16, Transport)>> {
 
 /// Above a service: numbers, all, or http ports.
 fn scope_above() -> impl Strategy<Value = Scope> {
-    prop_oneof![2 => Just(Scope::All), 1 => Just(Scope::Http), 3 => numbers().prop_map(Scope::Numbers)]
+    prop_oneof![2 => Just(Scope::All), 1 => Just(Scope::Http), 1 => select(vec![Scope::Carrying(Transport::Tcp), Scope::Carrying(Transport::Udp)]), 3 => numbers().prop_map(Scope::Numbers)]
 }
 
 /// Within a service: names of the ports it declares.
@@ -162,7 +163,7 @@ fn until() -> impl Strategy<Value = Option<&'static str>> {
 fn guards(scope: BoxedStrategy<Scope>, to: BoxedStrategy<Option<Set>>, most: usize) -> BoxedStrategy<Guards> {
     let except = (wide_set(), scope.clone(), until()).prop_map(|(from, scope, until)| {
         // `protocol` is not a term of an exception.
-        let scope = if matches!(scope, Scope::Http) { Scope::All } else { scope };
+        let scope = if matches!(scope, Scope::Http | Scope::Carrying(_)) { Scope::All } else { scope };
         Except { from, scope, until }
     });
     let deny = (set(), to.clone(), scope.clone(), vec(except, 0..3), proptest::bool::weighted(0.2));
@@ -252,6 +253,7 @@ fn scope(scope: &Scope) -> String {
     match scope {
         Scope::All => String::new(),
         Scope::Http => ", protocol: http".to_owned(),
+        Scope::Carrying(transport) => format!(", protocol: {transport}"),
         Scope::Names(names) => format!(", ports: {}", list(names)),
         Scope::Numbers(ranges) => {
             let ranges = ranges.iter().map(|(first, last, transport)| {
