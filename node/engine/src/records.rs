@@ -2,11 +2,10 @@
 //! becomes a count and not a flood of records.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use warren_proto::policy::{CompiledPolicy, RuleIndex, RuleRef};
+use warren_proto::policy::{CompiledPolicy, Nearest, RuleIndex, RuleRef, Transport as PolicyTransport};
 use warren_proto::{Reason, SpiffeId, UnixTime};
 
 use crate::flows::Side;
@@ -39,8 +38,21 @@ pub struct FlowRecord {
     pub audit: bool,
     /// The rule that decided; none where no rule did (`no-rule`).
     pub rule: Option<RuleRef>,
+    /// For a peer's packet that no rule decided: the allow that came nearest.
+    pub nearest: Option<Nearest>,
+    /// Where to look: at the rule that decided, else at the nearest one, else at the destination's document.
+    pub place: Option<Place>,
     /// How many alike, the first included.
     pub count: u64,
+}
+
+/// A line of the policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file it was written in.
+    pub file: String,
+    /// Its line there, from 1.
+    pub line: u32,
 }
 
 /// Alike are records that differ in time and source port only.
@@ -78,7 +90,7 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    pub(crate) fn observe(&mut self, seen: &Observation<'_>, policy: Option<&Arc<CompiledPolicy>>, time: UnixTime) {
+    pub(crate) fn observe(&mut self, seen: &Observation<'_>, policy: Option<&CompiledPolicy>, time: UnixTime) {
         let Observation { sender, protocol, verdict, audit, rule, .. } = *seen;
         let kind =
             Kind { sender, source: seen.source.ip(), destination: seen.destination, protocol, verdict, audit, rule };
@@ -97,6 +109,17 @@ impl Records {
             Side::Peer => (peer, local),
         };
         let rule = rule.zip(policy).and_then(|(rule, policy)| policy.explain(rule).cloned());
+        let nearest = match rule {
+            None => policy.and_then(|policy| nearest(policy, seen, time)),
+            Some(_) => None,
+        };
+        let place = match rule.as_ref().or(nearest.as_ref().map(|nearest| &nearest.rule)) {
+            Some(rule) => Some(Place { file: rule.file.clone(), line: rule.line }),
+            None if matches!(verdict, Err(Reason::NoRule | Reason::NoService)) => {
+                policy.zip(destination.as_ref()).and_then(|(policy, destination)| declaration(policy, destination))
+            }
+            None => None,
+        };
         self.places.insert(kind, self.pending.len());
         self.pending.push((
             kind,
@@ -111,6 +134,8 @@ impl Records {
                 verdict,
                 audit,
                 rule,
+                nearest,
+                place,
                 count: 1,
             },
         ));
@@ -126,6 +151,24 @@ impl Records {
     pub(crate) fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
     }
+}
+
+/// Asks the evaluator, which explains what the packet's table only decides. Once per record, not per packet.
+fn nearest(policy: &CompiledPolicy, seen: &Observation<'_>, now: UnixTime) -> Option<Nearest> {
+    if seen.sender == Side::Local || seen.verdict != Err(Reason::NoRule) {
+        return None;
+    }
+    let (local, peer) = (seen.local?.identity.workload()?, seen.peer?.identity.workload()?);
+    let decision = match PolicyTransport::from_ip_protocol(seen.protocol) {
+        Some(transport) => policy.evaluate(peer, local, transport, seen.destination.port(), now),
+        None => policy.evaluate_echo(peer, local, now),
+    };
+    decision.nearest
+}
+
+fn declaration(policy: &CompiledPolicy, destination: &SpiffeId) -> Option<Place> {
+    let service = policy.service(destination.workload()?)?;
+    Some(Place { file: service.file().to_owned(), line: service.line() })
 }
 
 /// The addresses of a packet with the ports that its transport header shows, else 0.

@@ -10,7 +10,7 @@ use crate::Now;
 use crate::admission::{self, Admission, Judgement};
 use crate::attribution;
 use crate::counters::Counters;
-use crate::flows::{CutFlow, FlowCache, Side};
+use crate::flows::{CutFlow, FlowCache, FlowTable, Side};
 use crate::fragments::Fragments;
 use crate::output::{Outbox, WorkerEvent};
 use crate::packet::{ACK, Inner, RST, TCP};
@@ -31,6 +31,14 @@ pub struct Worker {
     parked: bool,
     reported: bool,
     desk: Desk,
+}
+
+/// What stays the same while one packet is handled.
+#[derive(Debug, Clone, Copy)]
+struct Moment<'a> {
+    tables: &'a Tables,
+    flows: &'a FlowTable,
+    now: Now,
 }
 
 /// What a worker owns alone.
@@ -128,8 +136,8 @@ impl Worker {
         if !outbox.has_room() {
             return self.desk.counters.drop_one(Reason::Backpressure);
         }
-        let Self { tables, shared, desk, .. } = self;
-        if let Err(reason) = desk.outbound(tables, shared, packet, now, outbox) {
+        let (desk, moment) = self.parts(now);
+        if let Err(reason) = desk.outbound(moment, packet, outbox) {
             desk.counters.drop_one(reason);
         }
     }
@@ -149,10 +157,10 @@ impl Worker {
         if !outbox.has_room() {
             return self.desk.counters.drop_one(Reason::Backpressure);
         }
-        let Self { tables, shared, desk, .. } = self;
-        let outcome = match tables.peer(peer) {
+        let (desk, moment) = self.parts(now);
+        let outcome = match moment.tables.peer(peer) {
             Some(peer) if peer.is_plain => {
-                let judged = desk.judge(tables, shared, Arrival { local, peer: peer.index, now }, packet);
+                let judged = desk.judge(moment, local, peer.index, packet);
                 outbox.stage(packet).and_then(|()| desk.settle(&judged, now, outbox))
             }
             Some(_) => Err(Reason::ProtectionMismatch),
@@ -168,8 +176,13 @@ impl Worker {
         if !outbox.has_room() {
             return self.desk.counters.drop_one(Reason::Backpressure);
         }
-        let Self { tables, desk, .. } = self;
-        desk.cut(tables, cut, now, outbox);
+        let (desk, moment) = self.parts(now);
+        desk.cut(moment, cut, outbox);
+    }
+
+    fn parts(&mut self, now: Now) -> (&mut Desk, Moment<'_>) {
+        let Self { tables, shared, desk, .. } = self;
+        (desk, Moment { tables, flows: shared.flows(), now })
     }
 
     fn datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
@@ -183,11 +196,12 @@ impl Worker {
             return outbox.push_datagram(source, datagram);
         }
         let (receiver, _) = transport_header(datagram)?;
-        let Self { index, tables, shared, desk, .. } = self;
-        match tables.sessions.receiver(receiver).ok_or(Reason::UnknownReceiver)? {
+        let (index, workers) = (self.index, self.shared.workers());
+        let (desk, moment) = self.parts(now);
+        match moment.tables.sessions.receiver(receiver).ok_or(Reason::UnknownReceiver)? {
             Receiver::Handshake => outbox.push_datagram(source, datagram),
-            Receiver::Data(session) => match owner(receiver, shared.workers()) {
-                owner if owner == *index => desk.open(tables, shared, session, source, datagram, now, outbox),
+            Receiver::Data(session) => match owner(receiver, workers) {
+                owner if owner == index => desk.open(moment, session, source, datagram, outbox),
                 owner => outbox.push_handover(owner, source, datagram),
             },
         }
@@ -197,14 +211,6 @@ impl Worker {
 /// The worker that owns the replay window of the session under a receiver index.
 fn owner(receiver: u32, workers: u16) -> u16 {
     u16::try_from(receiver % u32::from(workers.max(1))).unwrap_or(0)
-}
-
-/// Whose packet came, by the tunnel it came through.
-#[derive(Debug, Clone, Copy)]
-struct Arrival {
-    local: LocalIndex,
-    peer: PeerIndex,
-    now: Now,
 }
 
 /// A peer's packet after judgement, while its bytes still lie in the spare part of the delivery arena.
@@ -218,20 +224,14 @@ struct Judged<'t> {
 }
 
 impl Desk {
-    fn admission<'a>(&'a mut self, tables: &'a Tables, shared: &'a Shared, now: Now) -> Admission<'a> {
-        let Self { cache, fragments, .. } = self;
-        Admission { tables, flows: shared.flows(), cache, fragments, now }
+    fn admission<'a>(&'a mut self, moment: Moment<'a>) -> Admission<'a> {
+        let Moment { tables, flows, now } = moment;
+        Admission { tables, flows, cache: &mut self.cache, fragments: &mut self.fragments, now }
     }
 
     /// Out: attribute, route, judge, seal.
-    fn outbound(
-        &mut self,
-        tables: &Tables,
-        shared: &Shared,
-        packet: &[u8],
-        now: Now,
-        outbox: &mut Outbox,
-    ) -> Result<(), Reason> {
+    fn outbound(&mut self, moment: Moment<'_>, packet: &[u8], outbox: &mut Outbox) -> Result<(), Reason> {
+        let Moment { tables, now, .. } = moment;
         let inner = Inner::parse(packet)?;
         let attributed = attribution::attribute(tables, inner)?;
         let local = attributed.local();
@@ -241,7 +241,7 @@ impl Desk {
             Err(no_way) if no_way.reason == Reason::NotUnicast => return Err(no_way.reason),
             Err(no_way) => {
                 let judgement = Judgement::refuse(no_way.reason);
-                self.record(tables, Side::Local, Some(local), no_way.peer, &inner, &judgement, now);
+                self.record(moment, (Side::Local, Some(local), no_way.peer), &inner, &judgement);
                 self.refuse_local(&inner, Refusal::Prohibited, local, now, outbox);
                 return Err(no_way.reason);
             }
@@ -252,8 +252,8 @@ impl Desk {
             self.refuse_local(&inner, Refusal::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)), local, now, outbox);
             return Err(Reason::PacketTooBig);
         }
-        let judgement = self.admission(tables, shared, now).release(&routed);
-        self.note_judgement(tables, Side::Local, local, peer, &inner, &judgement, now);
+        let judgement = self.admission(moment).release(&routed);
+        self.note_judgement(moment, (Side::Local, Some(local), Some(peer)), &inner, &judgement);
         if let Err(reason) = judgement.verdict {
             if is_answered(reason) {
                 self.refuse_local(&inner, Refusal::Prohibited, local, now, outbox);
@@ -264,26 +264,23 @@ impl Desk {
     }
 
     /// In: open, then identify and admit.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one worker, lent apart")]
     fn open(
         &mut self,
-        tables: &Tables,
-        shared: &Shared,
+        moment: Moment<'_>,
         session: &Arc<DataSession>,
         source: SocketAddr,
         datagram: &[u8],
-        now: Now,
         outbox: &mut Outbox,
     ) -> Result<(), Reason> {
-        let arrival = Arrival { local: session.local(), peer: session.peer(), now };
+        let now = moment.now;
         let opened = session.open(datagram, outbox.inner_spare(), now)?;
         let is_first = opened.is_first();
         let packet = opened.plaintext();
-        let judged = (!packet.is_empty()).then(|| self.judge(tables, shared, arrival, packet));
+        let judged = (!packet.is_empty()).then(|| self.judge(moment, session.local(), session.peer(), packet));
         if is_first {
             outbox.push_event(WorkerEvent::Confirmed(Arc::clone(session)));
         }
-        self.follow_endpoint(tables, session, source, outbox);
+        self.follow_endpoint(moment.tables, session, source, outbox);
         match judged {
             Some(judged) => self.settle(&judged, now, outbox),
             // A keepalive.
@@ -292,8 +289,8 @@ impl Desk {
     }
 
     /// Identifies and judges a packet that authenticated, and builds the answer to it where one is due.
-    fn judge<'t>(&mut self, tables: &'t Tables, shared: &Shared, arrival: Arrival, packet: &[u8]) -> Judged<'t> {
-        let Arrival { local, peer, now } = arrival;
+    fn judge<'t>(&mut self, moment: Moment<'t>, local: LocalIndex, peer: PeerIndex, packet: &[u8]) -> Judged<'t> {
+        let Moment { tables, now, .. } = moment;
         let refused = |reason| Judged { judgement: Judgement::refuse(reason), length: 0, answer: None };
         if tables.policy.is_none() {
             return refused(Reason::NotReady);
@@ -307,15 +304,15 @@ impl Desk {
             // Silence: who speaks as somebody else learns nothing.
             Err(reason) => {
                 let (local, peer) = (tables.local(local), tables.peer(peer).map(AsRef::as_ref));
-                self.record(tables, Side::Peer, local, peer, &inner, &Judgement::refuse(reason), now);
+                self.record(moment, (Side::Peer, local, peer), &inner, &Judgement::refuse(reason));
                 return refused(reason);
             }
         };
-        let judgement = self.admission(tables, shared, now).admit(&identified);
+        let judgement = self.admission(moment).admit(&identified);
         let (local, peer) = (tables.local(local), tables.peer(peer).map(AsRef::as_ref));
         let mut answer = None;
         if let (Some(local), Some(peer)) = (local, peer) {
-            self.note_judgement(tables, Side::Peer, local, peer, &inner, &judgement, now);
+            self.note_judgement(moment, (Side::Peer, Some(local), Some(peer)), &inner, &judgement);
             if judgement.verdict.is_err_and(is_answered)
                 && let Some(link) = peer.link(local.index)
                 && self.limit.take(peer.index.0, now.monotonic)
@@ -400,7 +397,8 @@ impl Desk {
         }
     }
 
-    fn cut(&mut self, tables: &Tables, cut: &CutFlow, now: Now, outbox: &mut Outbox) {
+    fn cut(&mut self, moment: Moment<'_>, cut: &CutFlow, outbox: &mut Outbox) {
+        let Moment { tables, now, .. } = moment;
         let (key, local) = (&cut.key, tables.local(cut.local));
         let peer = tables.peer(key.peer()).map(AsRef::as_ref);
         let judgement = admission::judge_anew(tables, key, cut.local, cut.opened_by, now);
@@ -419,7 +417,7 @@ impl Desk {
             audit: false,
             rule: judgement.rule,
         };
-        self.records.observe(&seen, tables.policy.as_ref(), now.unix);
+        self.records.observe(&seen, tables.policy.as_deref(), now.unix);
         if key.protocol() != TCP {
             return;
         }
@@ -446,43 +444,27 @@ impl Desk {
     }
 
     /// Records what the flow log has to hear of: flows opened, flows given up, refusals.
-    #[expect(clippy::too_many_arguments, reason = "one record's parts")]
-    fn note_judgement(
-        &mut self,
-        tables: &Tables,
-        sender: Side,
-        local: &Local,
-        peer: &Peer,
-        inner: &Inner<'_>,
-        judgement: &Judgement,
-        now: Now,
-    ) {
+    fn note_judgement(&mut self, moment: Moment<'_>, ends: Ends<'_>, inner: &Inner<'_>, judgement: &Judgement) {
         if judgement.evicted {
             self.counters.drop_one(Reason::EvictedFlow);
         }
         if judgement.opened || judgement.verdict.is_err() {
-            self.record(tables, sender, Some(local), Some(peer), inner, judgement, now);
+            self.record(moment, ends, inner, judgement);
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one record's parts")]
-    fn record(
-        &mut self,
-        tables: &Tables,
-        sender: Side,
-        local: Option<&Local>,
-        peer: Option<&Peer>,
-        inner: &Inner<'_>,
-        judgement: &Judgement,
-        now: Now,
-    ) {
+    fn record(&mut self, moment: Moment<'_>, ends: Ends<'_>, inner: &Inner<'_>, judgement: &Judgement) {
         let (source, destination) = records::endpoints(inner);
+        let (sender, local, peer) = ends;
         let Judgement { verdict, audit, rule, .. } = *judgement;
         let protocol = inner.protocol;
         let seen = Observation { sender, local, peer, source, destination, protocol, verdict, audit, rule };
-        self.records.observe(&seen, tables.policy.as_ref(), now.unix);
+        self.records.observe(&seen, moment.tables.policy.as_deref(), moment.now.unix);
     }
 }
+
+/// Who sent a packet, and the two ends as far as they are known.
+type Ends<'a> = (Side, Option<&'a Local>, Option<&'a Peer>);
 
 /// The refusals that their sender is told of. The others are attacks, defects or overload, and get silence.
 const fn is_answered(reason: Reason) -> bool {

@@ -18,6 +18,7 @@ use crate::allowed_ips::AllowedIps;
 use crate::flows::tests::hold_every_lock;
 use crate::output::{ForEngine, OutboxLimits};
 use crate::packet::{FIN, Icmp, SYN, Transport};
+use crate::records::Place;
 use crate::session::{REKEY_AFTER, SessionParameters, Suite, sealed_length};
 use crate::testing::{Build, fragment};
 
@@ -432,6 +433,13 @@ fn a_refusal_reaches_the_flow_log_with_identities_and_a_flood_is_one_record() {
     assert_eq!(record.destination.as_ref().and_then(|id| id.workload()), Some(&name(API)));
     assert_eq!(record.destination_address.port(), 8080);
     assert!(record.rule.is_none());
+    let nearest = record.nearest.as_ref().expect("the rule that lacked only the caller");
+    assert_eq!((nearest.rule.id.as_str(), nearest.failed.as_str()), ("bank/api:web-calls", "from"));
+    assert_eq!(record.place, Some(Place { file: "policy.yaml".into(), line: nearest.rule.line }));
+    world.inject(WEB, API, &between(WEB, API)[0].tcp(40_000, 22, SYN, b""));
+    let undeclared = world.records(API);
+    assert_eq!(undeclared[0].verdict, Err(Reason::NoService));
+    assert!(undeclared[0].place.as_ref().is_some_and(|place| place.file == "policy.yaml"), "the service's document");
     let [there, _] = between(WEB, API);
     world.send(WEB, &there.tcp(40_000, 8080, SYN, b""));
     let allowed = world.records(API);
@@ -476,14 +484,14 @@ fn a_udp_reply_after_the_flow_went_idle_is_refused() {
         assert_eq!(world.inject(API, WEB, &answer), delivered(WEB, &answer));
     }
     // A session would be over by then: judge without one.
-    let Node { workers, shared, outbox, .. } = &mut world.nodes[WEB];
+    let Node { workers, outbox, .. } = &mut world.nodes[WEB];
     world.now.monotonic += Duration::from_secs(180);
     for there in between(WEB, API) {
         let answer = there.reversed().udp(53, 40_000, b"a");
-        let arrival = Arrival { local: LOCAL, peer: peer_index(API), now: world.now };
         workers[0].begin_batch(outbox);
-        let Worker { desk, tables, .. } = &mut workers[0];
-        assert!(desk.judge(tables, shared, arrival, &answer).judgement.verdict.is_err());
+        let (desk, moment) = workers[0].parts(world.now);
+        let judged = desk.judge(moment, LOCAL, peer_index(API), &answer);
+        assert_eq!(judged.judgement.verdict, Err(Reason::NoService));
     }
 }
 
