@@ -27,7 +27,7 @@ impl Sender {
     }
 
     /// Ends the stream and waits until all of it has arrived, or the connection is gone.
-    pub(super) async fn finish(mut self) {
+    pub(super) async fn finish(&mut self) {
         if self.stream.finish().is_ok() {
             let _ = self.stream.stopped().await;
         }

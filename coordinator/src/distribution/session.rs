@@ -150,8 +150,13 @@ fn check_not_revoked(state: &State, trusted: &TrustedNode) -> Result<(), Refusal
 async fn go_away(send: &mut Sender, refusal: &Refusal) {
     let away = wire::GoAway { refusal: Some(refusal.clone().into()), retry_window_ms: 60_000 };
     let frame = wire::CoordinatorFrame { frame: Some(wire::coordinator_frame::Frame::GoAway(away)) };
-    // The connection is closed with the same words in any case.
-    let _ = timeout(Duration::from_secs(1), send.send(&frame)).await;
+    // The connection is closed with the same words in any case, but a close overtakes what was not acknowledged yet.
+    let _ = timeout(Duration::from_secs(1), async {
+        if send.send(&frame).await.is_ok() {
+            send.finish().await;
+        }
+    })
+    .await;
 }
 
 fn lost(error: &quinn::ConnectionError) -> Refusal {

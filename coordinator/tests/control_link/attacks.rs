@@ -1,0 +1,183 @@
+//! Who must not get through, and what must not be believed.
+
+use std::time::Duration;
+
+use rcgen::{CertificateParams, KeyPair};
+use warren_coordinator::registry::{Caller, Revoke};
+use warren_proto::codec::MAX_ENROL_FRAME;
+use warren_proto::{ALPN_CONTROL, ALPN_ENROL, PROTOCOL_VERSION, Reason, wire};
+
+use super::client::{Dial, EnrolAttempt, Frames, Identity, Link, Node, TunnelKeys, closed, node_frame, reason};
+use super::mesh::Mesh;
+
+/// How the coordinator ends a connection whose certificate it refuses: in or right after the handshake.
+async fn refused(mesh: &Mesh, dial: Dial<'_>) -> String {
+    match dial.connect(mesh.address, &mesh.bundle()).await {
+        Err(error) => error.to_string(),
+        Ok(connection) => closed(&connection).await,
+    }
+}
+
+#[tokio::test]
+async fn the_control_link_takes_node_certificates_of_this_mesh_only() {
+    let mesh = Mesh::new().await;
+    let bare = refused(&mesh, Dial::new(ALPN_CONTROL, None)).await;
+    assert!(bare.contains("peer-certificate-wrong"), "{bare}");
+
+    // A workload certificate, issued by the same CA, does not pose as a node.
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    let link = node.connect(&mesh).await;
+    let keys = TunnelKeys::new();
+    let attempt = super::client::IssueAttempt::begin(&link.connection, "shop/web", None, &keys).await;
+    let issued = attempt.finish().await.unwrap();
+    let workload = Identity { chain: issued.chain, key: keys.certificate };
+    let answer = refused(&mesh, Dial::new(ALPN_CONTROL, Some(&workload))).await;
+    assert!(answer.contains("peer-certificate-wrong"), "{answer}");
+
+    // Nor does a node of a mesh with the same names under another root.
+    let foreign = Mesh::new().await;
+    let stranger = Node::with_token(&foreign, &["shop/web"]).await;
+    let answer = refused(&mesh, Dial::new(ALPN_CONTROL, Some(&stranger.identity))).await;
+    assert!(answer.contains("peer-certificate-wrong"), "{answer}");
+
+    // Nor a self-made certificate.
+    let key = KeyPair::generate().unwrap();
+    let chain = vec![CertificateParams::default().self_signed(&key).unwrap().der().to_vec()];
+    let answer = refused(&mesh, Dial::new(ALPN_CONTROL, Some(&Identity { chain, key }))).await;
+    assert!(answer.contains("peer-certificate-wrong"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_node_of_another_mesh_does_not_take_this_coordinator_for_its_own() {
+    let (mesh, foreign) = (Mesh::new().await, Mesh::new().await);
+    let error = Dial::new(ALPN_ENROL, None).connect(mesh.address, &foreign.bundle()).await.expect_err("refused");
+    assert!(error.to_string().contains("untrusted-issuer"), "{error}");
+}
+
+#[tokio::test]
+async fn a_revoked_node_gets_no_session() {
+    let mesh = Mesh::new().await;
+    let node = Node::with_token(&mesh, &["shop/web"]).await;
+    mesh.registry.revoke(&Caller::new("test"), Revoke::Node(node.id)).await.unwrap();
+    let answer = refused(&mesh, Dial::new(ALPN_CONTROL, Some(&node.identity))).await;
+    assert!(answer.starts_with("node-revoked"), "{answer}");
+    mesh.registry.forget_node(&Caller::new("test"), node.id, None).await.unwrap();
+    let answer = refused(&mesh, Dial::new(ALPN_CONTROL, Some(&node.identity))).await;
+    assert!(answer.starts_with("node-unknown"), "{answer}");
+}
+
+#[tokio::test]
+async fn no_other_key_exchange_and_no_other_protocol_is_spoken() {
+    let mesh = Mesh::new().await;
+    let mut weak = Dial::new(ALPN_ENROL, None);
+    weak.groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    assert!(weak.connect(mesh.address, &mesh.bundle()).await.is_err());
+    assert!(Dial::new(b"h3", None).connect(mesh.address, &mesh.bundle()).await.is_err());
+}
+
+#[tokio::test]
+async fn malformed_and_oversized_enrolments_end_with_a_named_reason_and_cost_no_token() {
+    let mesh = Mesh::new().await;
+    let token = mesh.token(1, &["shop/web"]).await;
+    let key = KeyPair::generate().unwrap();
+    let begin = || EnrolAttempt::begin(&mesh, &token, &key);
+
+    let mut attempt = begin().await;
+    attempt.request.csr = vec![0; 100];
+    assert_eq!(reason(attempt.finish().await), Reason::CsrMalformed);
+    let mut attempt = begin().await;
+    attempt.request.evidence = None;
+    assert_eq!(reason(attempt.finish().await), Reason::FrameMalformed);
+    let mut attempt = begin().await;
+    let evidence = wire::JoinTokenEvidence { token_id: "x".repeat(20_000), secret: vec![] };
+    attempt.request.evidence = Some(wire::enrol_request::Evidence::JoinToken(evidence));
+    assert_eq!(reason(attempt.finish().await), Reason::TokenMalformed);
+
+    // A frame that announces more than the limit is refused before its body arrives.
+    let mut attempt = begin().await;
+    let announced = u32::try_from(MAX_ENROL_FRAME + 1).unwrap().to_be_bytes();
+    attempt.frames.send.write_all(&announced).await.unwrap();
+    let answer: wire::EnrolResponse = attempt.frames.next().await.unwrap();
+    let Some(wire::enrol_response::Result::Refused(refusal)) = answer.result else { panic!("not refused") };
+    assert_eq!(refusal.reason, "frame-too-large");
+    // Bytes that are no message.
+    let mut attempt = begin().await;
+    attempt.frames.send.write_all(&[0, 0, 0, 3, 0xff, 0xff, 0xff]).await.unwrap();
+    let answer: wire::EnrolResponse = attempt.frames.next().await.unwrap();
+    let Some(wire::enrol_response::Result::Refused(refusal)) = answer.result else { panic!("not refused") };
+    assert_eq!(refusal.reason, "frame-malformed");
+    // Another version.
+    let connection = Dial::new(ALPN_ENROL, None).connect(mesh.address, &mesh.bundle()).await.unwrap();
+    let mut frames = Frames::open(&connection).await;
+    frames.send(&wire::EnrolHello { version: PROTOCOL_VERSION + 1 }).await;
+    let answer: wire::EnrolResponse = frames.next().await.unwrap();
+    let Some(wire::enrol_response::Result::Refused(refusal)) = answer.result else { panic!("not refused") };
+    assert_eq!(refusal.reason, "version-unsupported");
+
+    Node::enrol(&mesh, &token).await.expect("the token is as good as before");
+}
+
+#[tokio::test]
+async fn an_acknowledgement_of_what_was_not_told_ends_the_link() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    let mut link = node.connect(&mesh).await;
+    link.update().await;
+    let future = wire::Ack { epoch: 1, revision: 1_000_000 };
+    link.frames.send(&node_frame(wire::node_frame::Frame::Ack(future))).await;
+    assert!(closed(&link.connection).await.starts_with("frame-unexpected"));
+    let told = mesh.registry.state().generation();
+    let missing = mesh.links.unacknowledged(&mesh.registry.state(), told, mesh.registry.now());
+    assert_eq!((missing.pending.len(), missing.away.len()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_session_that_breaks_the_protocol_is_ended_with_its_reason() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    let hello = node.hello();
+    let cases: [(wire::NodeFrame, &str); 4] = [
+        (node_frame(wire::node_frame::Frame::Report(wire::Report::default())), "frame-unexpected"),
+        (wire::NodeFrame { frame: None }, "frame-unexpected"),
+        (
+            node_frame(wire::node_frame::Frame::Hello(wire::Hello { version: 9, ..hello.clone() })),
+            "version-unsupported",
+        ),
+        (node_frame(wire::node_frame::Frame::Hello(wire::Hello { reader: 0, ..hello.clone() })), "reader-too-old"),
+    ];
+    for (first, expected) in cases {
+        let dial = Dial::new(ALPN_CONTROL, Some(&node.identity));
+        let connection = dial.connect(mesh.address, &node.bundle).await.unwrap();
+        let mut frames = Frames::open(&connection).await;
+        frames.send(&first).await;
+        let answer = closed(&connection).await;
+        assert!(answer.starts_with(expected), "{expected}: {answer}");
+    }
+    // A second Hello, and a length beyond the limit, on a session that runs.
+    let mut link = node.connect(&mesh).await;
+    link.frames.send(&node_frame(wire::node_frame::Frame::Hello(hello))).await;
+    assert!(closed(&link.connection).await.starts_with("frame-unexpected"));
+    let mut link = node.connect(&mesh).await;
+    link.frames.send.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
+    assert!(closed(&link.connection).await.starts_with("frame-too-large"));
+}
+
+#[tokio::test]
+async fn a_copied_state_directory_takes_the_link_over_and_the_first_is_told() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    let Link { connection: first, frames: _open, .. } = node.connect(&mesh).await;
+    let _second = node.connect(&mesh).await;
+    let answer = closed(&first).await;
+    assert!(answer.starts_with("conflict"), "{answer}");
+    assert_eq!(mesh.links.list().len(), 1);
+}
+
+#[tokio::test]
+async fn a_node_whose_certificate_ended_long_ago_is_refused() {
+    let mesh = Mesh::new().await;
+    let node = Node::with_token(&mesh, &["shop/web"]).await;
+    mesh.pass(Duration::from_secs(15 * 24 * 3600));
+    let answer = refused(&mesh, Dial::new(ALPN_CONTROL, Some(&node.identity))).await;
+    assert!(answer.contains("certificate-ended"), "{answer}");
+}
