@@ -153,8 +153,18 @@ fn metric(message: &RouteMessage) -> u32 {
     message.attributes.iter().find_map(priority).unwrap_or(0)
 }
 
-/// Deletes an nftables table of family `inet` the way anybody with the capability can: one nfnetlink batch.
+/// Deletes an nftables table of family `inet`.
 fn delete_table(name: &str) -> Result<()> {
+    delete_in_nftables(2, name)
+}
+
+/// Deletes every rule of an nftables table of family `inet`.
+fn delete_rules(name: &str) -> Result<()> {
+    delete_in_nftables(8, name)
+}
+
+/// One nfnetlink batch with one deletion, by table name, as anybody with the capability can send it.
+fn delete_in_nftables(what: u16, name: &str) -> Result<()> {
     let message = |kind: u16, flags: u16, sequence: u32, header: [u8; 4], attribute: &[u8]| {
         let length = 20 + attribute.len();
         let mut bytes = u32::try_from(length).unwrap().to_ne_bytes().to_vec();
@@ -172,7 +182,7 @@ fn delete_table(name: &str) -> Result<()> {
     let (request, acknowledge) = (1, 5);
     let batch = [
         message(16, request, 1, [0, 0, 0, 10], &[]),
-        message(10 << 8 | 2, acknowledge, 2, [1, 0, 0, 0], &attribute),
+        message(10 << 8 | what, acknowledge, 2, [1, 0, 0, 0], &attribute),
         message(17, request, 3, [0, 0, 0, 10], &[]),
     ]
     .concat();
@@ -182,7 +192,7 @@ fn delete_table(name: &str) -> Result<()> {
     let (answer, _) = socket.recv_from_full()?;
     match i32::from_ne_bytes(answer[16..20].try_into()?) {
         0 => Ok(()),
-        code => bail!("delete table {name}: {}", std::io::Error::from_raw_os_error(-code)),
+        code => bail!("delete in table {name}: {}", std::io::Error::from_raw_os_error(-code)),
     }
 }
 
@@ -317,8 +327,11 @@ fn what_somebody_flushes_comes_back() -> Result<()> {
 fn a_changed_guard_is_noticed_and_put_right() -> Result<()> {
     on_a_host(|| {
         let tun = open()?;
-        let (keeper, _events) = keep(&tun)?;
-        // The guard for another device is a guard that lets everything of ours through.
+        let (keeper, events) = keep(&tun)?;
+        // The table and its chains still stand, and let everything through.
+        delete_rules(GUARD_TABLE)?;
+        repaired(&events, GUARD_TABLE)?;
+        // Another prefix is another guard.
         let mut other = desired(&tun);
         other.overlay.v6.1 = 64;
         let changes = keeper.apply(other.clone())?;

@@ -49,23 +49,16 @@ pub enum SendRefusal {
 pub struct ReceiveBatch {
     bytes: Box<[u8]>,
     slot: usize,
-    filled: Vec<(SocketAddr, usize)>,
+    /// Source and length of each; no length for one that was longer than its slot.
+    filled: Vec<(SocketAddr, Option<usize>)>,
     slots: usize,
-    /// Datagrams that were longer than a slot, since the start.
-    pub truncated: u64,
 }
 
 impl ReceiveBatch {
     /// Room for `slots` datagrams of up to `slot` bytes.
     #[must_use]
     pub fn new(slots: usize, slot: usize) -> Self {
-        Self {
-            bytes: vec![0; slots * slot].into_boxed_slice(),
-            slot,
-            filled: Vec::with_capacity(slots),
-            slots,
-            truncated: 0,
-        }
+        Self { bytes: vec![0; slots * slot].into_boxed_slice(), slot, filled: Vec::with_capacity(slots), slots }
     }
 
     /// How many datagrams fit.
@@ -84,18 +77,23 @@ impl ReceiveBatch {
         self.bytes.chunks_mut(self.slot).skip(self.filled.len())
     }
 
-    /// Says what the socket wrote into the next slot.
+    /// Says what the socket wrote into the next slot: a datagram of `length` bytes, or the front of one that is
+    /// longer than the slot.
     pub fn fill(&mut self, from: SocketAddr, length: usize) {
         if self.filled.len() < self.slots {
-            self.filled.push((from, length.min(self.slot)));
+            self.filled.push((from, (length <= self.slot).then_some(length)));
         }
     }
 
-    /// The datagrams with their sources.
-    pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
-        self.filled.iter().zip(self.bytes.chunks_mut(self.slot)).map(|((from, length), slot)| {
-            let length = (*length).min(slot.len());
-            (*from, &mut slot[..length])
-        })
+    /// How many datagrams were longer than their slot. They are lost.
+    #[must_use]
+    pub fn too_long(&self) -> usize {
+        self.filled.iter().filter(|(_, length)| length.is_none()).count()
+    }
+
+    /// The whole datagrams with their sources.
+    pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        let slots = self.filled.iter().zip(self.bytes.chunks(self.slot));
+        slots.filter_map(|((from, length), slot)| Some((*from, slot.get(..(*length)?)?)))
     }
 }

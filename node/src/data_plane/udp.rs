@@ -273,14 +273,11 @@ impl OuterIo for UdpSocket {
         }
         let received = received.unsigned_abs() as usize;
         for (header, name) in self.vectors.headers.iter().zip(&self.vectors.names).take(received) {
-            let length = header.msg_len as usize;
-            // A datagram that was cut, or came from nowhere, is taken as empty: the demultiplexer refuses that.
             let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-            batch.truncated += u64::from(cut);
-            match read_name(name) {
-                Some(from) if !cut => batch.fill(from, length),
-                _ => batch.fill(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), 0),
-            }
+            let length = if cut { usize::MAX } else { header.msg_len as usize };
+            // The kernel writes no other family here; a source of nowhere is no peer's in any case.
+            let from = read_name(name).unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+            batch.fill(from, length);
         }
         Ok(received)
     }

@@ -209,6 +209,9 @@ impl WorkerLoop {
             return Ok(());
         }
         self.outer_errors = 0;
+        for _ in 0..self.received.too_long() {
+            self.ports.counters.drop_one(Reason::DatagramTooLong);
+        }
         for (from, datagram) in self.received.datagrams() {
             self.ports.make_room(&mut self.outbox)?;
             self.worker.handle_datagram(from, datagram, now, &mut self.outbox);
