@@ -403,3 +403,39 @@ impl Shared {
         self.report(worker, PARKED);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publication_does_not_change_with_the_map_it_was_cloned_from() {
+        let mut map = BucketMap::default();
+        for key in 0..1000 {
+            assert_eq!(map.insert(key, key), None);
+        }
+        let published = map.clone();
+        assert_eq!((map.insert(7, 70), map.remove(8), map.remove(2000)), (Some(7), Some(8), None));
+        assert_eq!((map.get(7), map.get(8), map.values().count()), (Some(&70), None, 999));
+        assert_eq!((published.get(7), published.get(8), published.values().count()), (Some(&7), Some(&8), 1000));
+    }
+
+    #[test]
+    fn one_change_copies_one_bucket() {
+        let mut map = BucketMap::default();
+        for key in 0..10_000 {
+            map.insert(key, ());
+        }
+        let published = map.clone();
+        map.insert(20_000, ());
+        let shared = map.buckets.iter().zip(&*published.buckets).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        assert_eq!(shared, BUCKETS - 1);
+    }
+
+    #[test]
+    fn a_links_mtu_never_falls_below_ipv6s_minimum() {
+        let link = Link::new(LocalIndex(0), PeerIndex(0), 1420);
+        link.set_mtu(500);
+        assert_eq!(link.mtu(), 1280);
+    }
+}

@@ -232,6 +232,9 @@ impl Desk {
     /// Out: attribute, route, judge, seal.
     fn outbound(&mut self, moment: Moment<'_>, packet: &[u8], outbox: &mut Outbox) -> Result<(), Reason> {
         let Moment { tables, now, .. } = moment;
+        if tables.policy.is_none() {
+            return Err(Reason::NotReady);
+        }
         let inner = Inner::parse(packet)?;
         let attributed = attribution::attribute(tables, inner)?;
         let local = attributed.local();

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::packet::{FIN, Quoted, SYN, UDP};
 use crate::testing::{self, Build};
@@ -101,4 +103,24 @@ fn one_sender_is_answered_fifty_times_and_then_a_hundred_times_a_second() {
     assert!(limit.take(1, at + Duration::from_millis(10)));
     assert!(!limit.take(1, at + Duration::from_millis(10)));
     assert_eq!((0..1000).filter(|_| limit.take(1, at + Duration::from_secs(3600))).count(), 50);
+}
+
+proptest! {
+    /// Whatever is refused, the answer is a packet that parses, goes back to the sender and is not itself answered
+    /// when refused (no two nodes can be made to answer each other for ever).
+    #[test]
+    fn an_answer_goes_back_to_the_sender_and_ends_there(
+        payload in prop::collection::vec(any::<u8>(), 0..1500), v6 in any::<bool>(), kind in 0usize..3, mtu in any::<u16>(),
+    ) {
+        let family = if v6 { Build::v6() } else { Build::v4() };
+        let protocol = [TCP, UDP, if v6 { ICMPV6 } else { ICMP }][kind];
+        let packet = family.ip(protocol, payload, 2000);
+        for refusal in [Refusal::Prohibited, Refusal::TooBig(mtu)] {
+            let Some(answer) = refuse(&packet, refusal) else { continue };
+            assert_checksums(&answer);
+            let inner = Inner::parse(&answer).expect("parsed");
+            prop_assert_eq!((inner.source, inner.destination), (family.destination, family.source));
+            prop_assert_eq!(refuse(&answer, Refusal::Prohibited), None);
+        }
+    }
 }

@@ -640,6 +640,7 @@ fn workers_deny_everything_until_a_policy_is_there() {
     node.publish_next();
     let [there, _] = between(WEB, API);
     assert_eq!(world.send(WEB, &there.udp(40_000, 53, b"")), dropped(API, Reason::NotReady));
+    assert_eq!(world.send(API, &there.reversed().udp(53, 40_000, b"")), dropped(API, Reason::NotReady));
 
     let shared = Arc::new(Shared::new(1));
     let mut worker = Worker::new(0, Arc::clone(&shared));
@@ -649,7 +650,7 @@ fn workers_deny_everything_until_a_policy_is_there() {
     worker.handle_datagram(endpoint(WEB), &datagram, world.now, &mut outbox);
     worker.handle_outbound(&there.udp(1, 53, b""), world.now, &mut outbox);
     assert_eq!(worker.counters().dropped(Reason::UnknownReceiver), 1);
-    assert_eq!(worker.counters().dropped(Reason::NotAttributed), 1);
+    assert_eq!(worker.counters().dropped(Reason::NotReady), 1);
     assert_eq!(outbox.deliveries().count() + outbox.transmits().count() + outbox.for_engine().count(), 0);
 }
 
@@ -1040,6 +1041,52 @@ fn a_full_outbox_refuses_by_name_until_it_is_cleared() {
     assert_eq!(node.workers[0].counters().dropped(Reason::Backpressure), 1);
     node.outbox.clear();
     assert!(node.outbox.has_room());
+}
+
+#[test]
+fn what_audit_mode_lets_through_is_marked_and_ends_on_its_date() {
+    let mut world =
+        World::with_policy(&format!("{}audit: {{ until: \"2027-01-16\", ports: all }}\n", ALLOW.trim_start()));
+    let node = &mut world.nodes[API];
+    // Longer than a session lives: through the handshake tunnel.
+    let years = world.now.unix.plus(Duration::from_secs(1 << 28));
+    node.change_peer(BATCH, |peer| {
+        peer.is_plain = true;
+        peer.valid_until = years;
+    });
+    let [there, _] = between(BATCH, API);
+    let arrive = |world: &mut World, flags: u8| {
+        let (now, packet) = (world.now, there.tcp(40_000, 8080, flags, b""));
+        let node = &mut world.nodes[API];
+        node.outbox.clear();
+        node.workers[0].begin_batch(&mut node.outbox);
+        node.workers[0].handle_plain(LOCAL, peer_index(BATCH), &packet, now, &mut node.outbox);
+        let outcome = world.collect(API);
+        (outcome.delivered.len(), outcome.drops)
+    };
+    assert_eq!(arrive(&mut world, SYN), (1, vec![]));
+    assert_eq!(world.seal(API, &there.reversed().tcp(8080, 40_000, SYN | ACK, b"")).len(), 0);
+    let records = world.records(API);
+    assert!(records[0].audit && records[0].verdict.is_ok(), "{records:?}");
+    assert_eq!(arrive(&mut world, ACK), (1, vec![]));
+    world.pass_time(Duration::from_secs(2 * 86_400));
+    assert_eq!(arrive(&mut world, ACK), (0, vec![(API, Reason::PolicyChanged)]), "without any publication");
+    assert_eq!(arrive(&mut world, SYN), (0, vec![(API, Reason::NoRule)]));
+}
+
+#[test]
+fn records_beyond_the_limit_are_counted_as_lost() {
+    let mut world = World::new();
+    let [there, _] = between(BATCH, API);
+    let limit = u16::try_from(records::MAX_RECORDS).expect("small");
+    for port in 0..limit + 100 {
+        world.inject(BATCH, API, &there.udp(40_000, 10_000 + port, b""));
+    }
+    assert_eq!(world.records(API).len(), records::MAX_RECORDS);
+    let lost: u64 = world.nodes[API].workers.iter().map(|worker| worker.counters().traffic().records_lost).sum();
+    assert_eq!(lost, 100);
+    world.inject(BATCH, API, &there.udp(40_000, 1, b""));
+    assert_eq!(world.records(API).len(), 1, "there is room again");
 }
 
 #[test]
