@@ -39,6 +39,8 @@ struct World {
     sent: usize,
     /// How often the `n`-th datagram ever sent arrives.
     fate: Box<dyn Fn(usize) -> usize>,
+    /// Longer datagrams are lost.
+    largest: usize,
     generation: u64,
 }
 
@@ -98,6 +100,7 @@ impl World {
             wire: VecDeque::new(),
             sent: 0,
             fate: Box::new(|_| 1),
+            largest: 1452,
             generation: 0,
         };
         world.apply_all();
@@ -212,7 +215,7 @@ impl World {
             self.collect(of);
         }
         while let Some((sender, to, datagram)) = self.wire.pop_front() {
-            let copies = (self.fate)(self.sent);
+            let copies = if datagram.len() > self.largest { 0 } else { (self.fate)(self.sent) };
             self.sent += 1;
             let from = self.nodes[sender].address;
             for _ in 0..copies {

@@ -7,8 +7,8 @@ use x25519_dalek::StaticSecret;
 
 use super::*;
 use crate::handshake::HandshakeTunnel;
-use crate::key_exchange::Kind;
 use crate::key_exchange::parts::{self, split};
+use crate::key_exchange::{Kind, Offering, Parties, Party};
 use crate::output::{Outbox, OutboxLimits};
 use crate::worker::Worker;
 
@@ -183,6 +183,81 @@ fn a_malformed_offer_leaves_no_session() {
     }
     assert_eq!(world.nodes[1].shared.tables().sessions.iter().count(), 0);
     assert!(world.drops(1, Reason::ExchangeMalformed) + world.drops(1, Reason::ExchangeCertificates) == 5);
+}
+
+/// An offer as the true node 0 would make it.
+fn true_offer(world: &World) -> Offering {
+    let parties = Parties {
+        offerer: Party::of(&world.nodes[0].keys[0].certificate),
+        acceptor: Party::of(&world.nodes[1].keys[0].certificate),
+    };
+    Offering::new(9, parties).expect("randomness")
+}
+
+/// The control messages in datagrams that a tunnel opens.
+fn messages(tunnel: &mut HandshakeTunnel, datagrams: &[Vec<u8>]) -> Vec<(Kind, Vec<u8>)> {
+    let mut assembly = parts::Assembly::default();
+    let mut whole = Vec::new();
+    for datagram in datagrams.iter().filter(|datagram| datagram[0] == 4) {
+        let Ok(Some(packet)) = tunnel.open(datagram) else { continue };
+        let part = parts::parse(&packet).expect("a control datagram");
+        whole.extend(assembly.add(&part).map(|message| (part.kind, message)));
+    }
+    whole
+}
+
+#[test]
+fn an_accept_is_computed_once_and_repeated_byte_for_byte_until_it_is_given_up() {
+    let mut world = World::pair();
+    let mut tunnel = rogue(&mut world);
+    let offer = split(Kind::Offer, 9, true_offer(&world).message(), 1420).remove(0);
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let datagram = tunnel.seal(&offer).expect("established");
+        answers.extend(knock(&mut world, address(0), &datagram));
+    }
+    let begun = world.now.monotonic;
+    let mut moments = Vec::new();
+    while let Some(next) = world.nodes[1].engine.poll_timeout()
+        && next <= begun + Duration::from_secs(20)
+    {
+        world.set_time(next);
+        let now = world.now;
+        world.nodes[1].engine.handle_timeout(now);
+        let sent: Vec<_> = std::iter::from_fn(|| world.nodes[1].engine.poll_transmit()).collect();
+        if !sent.is_empty() {
+            moments.push((next - begun).as_millis());
+        }
+        answers.extend(sent.into_iter().map(|transmit| transmit.datagram));
+    }
+    assert_eq!(moments, [250, 750, 1750, 3750]);
+    let accepts = messages(&mut tunnel, &answers);
+    assert_eq!(accepts.len(), 6, "at once, on the offer's repetition, and four times by the clock");
+    assert!(accepts.iter().all(|accept| *accept == accepts[0] && accept.0 == Kind::Accept));
+    assert_eq!(world.nodes[1].shared.tables().sessions.iter().count(), 0, "given up");
+}
+
+#[test]
+fn one_handshake_brings_one_exchange() {
+    let mut world = World::pair();
+    let mut tunnel = rogue(&mut world);
+    for expected in [1, 0] {
+        let offer = split(Kind::Offer, 9, true_offer(&world).message(), 1420).remove(0);
+        let datagram = tunnel.seal(&offer).expect("established");
+        assert_eq!(knock(&mut world, address(0), &datagram).len(), expected);
+    }
+    assert_eq!(world.drops(1, Reason::ExchangeUnexpected), 1);
+    assert_eq!(world.nodes[1].shared.tables().sessions.iter().count(), 1);
+}
+
+#[test]
+fn a_narrow_path_gets_the_offer_in_parts_that_fit() {
+    let mut world = World::pair();
+    // Nothing longer than an IPv6 minimum path takes arrives.
+    world.largest = 1280 - 48;
+    world.send(0, "hello");
+    world.run(Duration::from_secs(5));
+    assert!(world.received(1, "hello"));
 }
 
 #[test]
