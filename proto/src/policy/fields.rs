@@ -1,11 +1,8 @@
 //! Takes typed values out of a YAML tree, and says of each wrong one what was expected there.
 
 use super::diagnostic::{Code, Findings, Position, nearest_hint};
-use super::yaml::{Key, Node, Value};
+use super::yaml::{Key, MAX_ENTRIES, Node, Value};
 use crate::spiffe::{MAX_NAME_LENGTH, is_name};
-
-/// Most entries of one list or mapping.
-pub(super) const MAX_ENTRIES: usize = 4096;
 
 /// A value and where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

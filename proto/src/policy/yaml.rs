@@ -10,6 +10,8 @@ use super::diagnostic::{Code, Findings, Position};
 
 /// Deepest nesting of mappings and lists in one document.
 pub(super) const MAX_DEPTH: usize = 16;
+/// Most entries of one list or mapping. Keys are compared with each other, so this bounds the work.
+pub(super) const MAX_ENTRIES: usize = 4096;
 /// Largest document in bytes. It must fit one frame of the control link together with its envelope.
 pub(super) const MAX_DOCUMENT_BYTES: usize = 128 * 1024;
 
@@ -213,6 +215,10 @@ impl Reader<'_> {
 
     fn scalar(&mut self, at: Position, text: &str, style: ScalarStyle) -> bool {
         if let Some(Open::Map(_, entries, key @ None)) = self.open.last_mut() {
+            if entries.len() >= MAX_ENTRIES {
+                self.error(at, Code::TooLarge, format!("a mapping has at most {MAX_ENTRIES} keys"), "");
+                return false;
+            }
             let duplicate = entries.iter().any(|(known, _)| known.text == text);
             *key = Some(Key { at, text: text.to_owned() });
             if duplicate {

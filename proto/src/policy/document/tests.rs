@@ -295,6 +295,8 @@ fn sizes_and_depth_are_bounded() {
     assert!(read(&deep).is_err());
     let deep_blocks: String = (0..40).map(|depth| format!("{}k:\n", " ".repeat(depth))).collect();
     assert!(read(&deep_blocks).is_err());
+    let many: String = (0..5000).map(|n| format!("k{n}: 1\n")).collect();
+    assert!(read(&many).unwrap_err().iter().any(|finding| finding.code == Code::TooLarge));
     let huge = "#".repeat(MAX_FILE_BYTES + 1);
     assert_eq!(read(&huge).unwrap_err()[0].code, Code::TooLarge);
     let wrong: String = (0..1000).map(|n| format!("---\nkind: K{n}\nname: x\n")).collect();
