@@ -129,13 +129,17 @@ impl Server {
             admin_api::serve(admin, api, admin_stop).await;
             Ok(())
         });
-        let socket = status::Socket::bind(&config.directory)
-            .map_err(|error| Failure::new(Exit::Failed, format!("the status socket: {error}")))?;
-        let report = (Arc::clone(&registry), Arc::clone(&links), stop.subscribe());
-        parts.spawn(async move {
-            socket.serve(&report.0, &report.1, report.2).await;
-            Ok(())
-        });
+        match status::Socket::bind(&config.directory) {
+            Ok(socket) => {
+                let report = (Arc::clone(&registry), Arc::clone(&links), stop.subscribe());
+                parts.spawn(async move {
+                    socket.serve(&report.0, &report.1, report.2).await;
+                    Ok(())
+                });
+            }
+            // A path too long for a Unix socket, for example: no reason to leave the nodes alone.
+            Err(error) => tracing::warn!(%error, "`warren-coordinator status` will not find this coordinator"),
+        }
         let maintenance = tokio::spawn(maintain(Arc::clone(&registry), listener, Arc::clone(&clock)));
         ready();
         let mut asked = stopping;

@@ -162,13 +162,13 @@ impl Init {
         let advertise: Vec<_> = self.advertise.iter().map(|address| format!("{address:?}")).collect();
         format!(
             "# Written by `warren-coordinator init`. Every key: `warren-coordinator reference`.\n\
-             name: {}\nlisten: \"{}\"\nadvertise: [{}]\nadmin_listen: \"{}\"\nheartbeat: {}ms\n\
+             name: {}\nlisten: \"{}\"\nadvertise: [{}]\nadmin_listen: \"{}\"\nheartbeat: {}s\n\
              store:\n  any_file_system: {}\n",
             self.name,
             self.listen,
             advertise.join(", "),
             self.admin_listen,
-            self.heartbeat.as_millis(),
+            self.heartbeat.as_secs().max(1),
             self.any_file_system,
         )
     }
