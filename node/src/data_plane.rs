@@ -75,7 +75,7 @@ pub enum DataPlaneEvent {
     /// Of the slow half. `Applied` comes when everything judged by older policy has left.
     Engine(Event),
     /// For the flow log.
-    Flow(FlowRecord),
+    Flow(Box<FlowRecord>),
     /// A device cannot be used any more. Every session has ended and nothing passes; shut down.
     DeviceLost {
         /// Which one.

@@ -105,7 +105,7 @@ pub enum HostError {
         /// The kernel's answer.
         error: KernelError,
     },
-    /// The thread that keeps the state has ended.
+    /// The keeper has given up.
     #[error("the host's network state is no longer kept; start the node again")]
     NotKept,
 }

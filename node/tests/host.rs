@@ -491,7 +491,9 @@ fn a_removed_device_is_named_and_ends_the_keeping() -> Result<()> {
         }
         let error = tun.queues[0].receive(&mut [0; 100]).expect_err("no device");
         ensure!(error.raw_os_error() == Some(libc::EBADFD), "{error}");
-        ensure!(matches!(keeper.stop(), Err(HostError::NotKept)));
+        ensure!(keeper.apply(desired(&tun)) == Err(HostError::NotKept));
+        keeper.stop().context("what is left of the state is taken back")?;
+        ensure!(delete_table(GUARD_TABLE).is_err(), "the guard is still there");
         ensure!(unreachable_routes()?.len() == 2, "closed, not open");
         Ok(())
     })

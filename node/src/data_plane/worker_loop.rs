@@ -167,7 +167,7 @@ impl WorkerLoop {
             self.records_due = now.monotonic + RECORDS_INTERVAL;
             while let Some(record) = self.worker.poll_flow_record() {
                 // Without a listener the daemon is ending, and this thread is told next.
-                let _ = wiring.events.send(DataPlaneEvent::Flow(record));
+                let _ = wiring.events.send(DataPlaneEvent::Flow(Box::new(record)));
             }
         }
         Ok(())

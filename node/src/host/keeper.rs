@@ -30,7 +30,7 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_millis(200);
 pub enum HostEvent {
     /// Somebody had changed something; it is as desired again. One phrase per change.
     Repaired(Vec<String>),
-    /// The state cannot be kept. The keeper has ended; the node must stop carrying traffic.
+    /// The state cannot be kept, and no repair is tried any more; the node must stop carrying traffic.
     Failed(HostError),
 }
 
@@ -116,12 +116,15 @@ struct Watch {
 
 impl Watch {
     fn run(mut self, events: &dyn Fn(HostEvent)) {
-        let (mut repairs, mut failures) = (0, 0);
+        let (mut repairs, mut failures, mut given_up) = (0, 0, false);
         let mut calm_since = Instant::now();
         loop {
             let verify = self.wait(if failures == 0 { VERIFY_INTERVAL } else { ATTEMPT_INTERVAL });
             loop {
                 match self.received.try_recv() {
+                    Ok(Command::Apply(_, answer)) if given_up => {
+                        let _ = answer.send(Err(HostError::NotKept));
+                    }
                     Ok(Command::Apply(desired, answer)) => {
                         let outcome = self.host.apply(&desired);
                         if outcome.is_ok() {
@@ -138,7 +141,7 @@ impl Watch {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
-            if !verify {
+            if !verify || given_up {
                 continue;
             }
             match self.host.apply(&self.desired) {
@@ -157,8 +160,9 @@ impl Watch {
                 }
                 Err(HostError::Refused { .. }) if failures < ATTEMPTS => failures += 1,
                 Err(error) => {
+                    given_up = true;
+                    failures = 0;
                     events(HostEvent::Failed(error));
-                    return;
                 }
             }
         }
