@@ -78,6 +78,19 @@ fn the_example_with_the_objects_it_names_compiles_and_passes_its_own_tests_but_i
 }
 
 #[test]
+fn every_policy_in_the_book_reads_and_the_guides_compiles() {
+    let guide = include_str!("../../../../docs/guides/policy.md");
+    let reference = include_str!("../../../../docs/reference/policy.md");
+    let blocks = |text: &'static str| text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    for block in blocks(guide).chain(blocks(reference)) {
+        read(block).unwrap_or_else(|list| panic!("{list:#?}\n{block}"));
+    }
+    assert_eq!(blocks(reference).count(), 3);
+    let policy = CompiledPolicy::compile(&read(blocks(guide).next().unwrap()).unwrap(), Mode::Whole).unwrap();
+    assert_eq!(policy.enforceable(), Ok(()));
+}
+
+#[test]
 fn an_object_read_again_alone_is_the_same_object_at_the_same_place() {
     let documents = read(EXAMPLE).unwrap();
     let objects: Vec<_> = documents.objects().cloned().collect();
