@@ -117,6 +117,13 @@ impl Engine {
                 let id = (session.local(), session.peer());
                 self.with_link(id, |link, _| link.handle_moved(session, *from));
             }
+            WorkerEvent::Stray(from) => {
+                let ids: Vec<_> =
+                    self.peers.links().filter(|(_, link)| link.is_reached_at(*from)).map(|(id, _)| id).collect();
+                for id in ids {
+                    self.with_link(id, |link, out| link.handle_stray(out, now));
+                }
+            }
         }
         self.out.publish(&self.shared);
     }

@@ -96,6 +96,9 @@ pub enum WorkerEvent {
     RekeyDue(Arc<DataSession>),
     /// A message of this session authenticated and came from another endpoint than its link's.
     Moved(Arc<DataSession>, SocketAddr),
+    /// A transport message for no receiver of ours came from here: perhaps a peer that still holds a session which this
+    /// node, restarted, does not. Said of a few of them only.
+    Stray(SocketAddr),
 }
 
 /// Everything one batch brought about.

@@ -14,9 +14,17 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// Replaces what was reported. What was authenticated stays: a report cannot move a live path.
-    pub(crate) fn report(&mut self, addresses: &[SocketAddr]) {
+    /// Replaces what was reported, and says whether that brought an address not known before. What was authenticated
+    /// stays: a report cannot move a live path.
+    pub(crate) fn report(&mut self, addresses: &[SocketAddr]) -> bool {
+        let before = std::mem::take(&mut self.reported);
         self.reported = addresses.iter().copied().take(MAX_REPORTED).filter(|address| address.port() != 0).collect();
+        self.reported.iter().any(|address| !before.contains(address))
+    }
+
+    /// Whether the peer may be the one who sends from `address`.
+    pub(crate) fn knows(&self, address: SocketAddr) -> bool {
+        self.authenticated == Some(address) || self.reported.contains(&address)
     }
 
     /// The source of a packet that authenticated. Says whether the endpoint moved.

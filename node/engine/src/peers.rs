@@ -180,7 +180,7 @@ impl Peers {
                     LinkState::new(id, instances, peer.identity.clone(), out.config.mtu)
                 });
                 let reported = update.endpoints.get(peer_instance).map(Vec::as_slice).unwrap_or_default();
-                link.report_endpoints(reported);
+                link.report_endpoints(reported, now);
                 link.set_ends(local.ends.clone(), peer.ends.clone(), peer.plain, out, now);
             }
         }

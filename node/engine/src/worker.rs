@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use warren_proto::Reason;
 
@@ -21,6 +22,9 @@ use crate::tables::{Link, Local, LocalIndex, Peer, PeerIndex, PeerLink, Receiver
 
 /// Lengths of WireGuard's handshake initiation, handshake response and cookie reply.
 const HANDSHAKE_LENGTHS: [usize; 3] = [148, 92, 64];
+
+/// How often a datagram without a receiver is reported to the slow half: a flood of them costs nothing there.
+const STRAY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// One core's half of the data plane.
 #[derive(Debug)]
@@ -52,6 +56,8 @@ struct Desk {
     refusal: Box<[u8; MAX_REFUSAL]>,
     /// The last endpoint move that was reported, by receiver index.
     moved: Option<(u32, SocketAddr)>,
+    /// No stray datagram is reported before this.
+    next_stray: Duration,
 }
 
 impl Worker {
@@ -72,6 +78,7 @@ impl Worker {
                 limit: RefusalLimit::default(),
                 refusal: Box::new([0; MAX_REFUSAL]),
                 moved: None,
+                next_stray: Duration::ZERO,
             },
         }
     }
@@ -198,9 +205,16 @@ impl Worker {
         let (receiver, _) = transport_header(datagram)?;
         let (index, workers) = (self.index, self.shared.workers());
         let (desk, moment) = self.parts(now);
-        match moment.tables.sessions.receiver(receiver).ok_or(Reason::UnknownReceiver)? {
-            Receiver::Handshake => outbox.push_datagram(source, datagram),
-            Receiver::Data(session) => match owner(receiver, workers) {
+        match moment.tables.sessions.receiver(receiver) {
+            None => {
+                if now.monotonic >= desk.next_stray {
+                    desk.next_stray = now.monotonic + STRAY_INTERVAL;
+                    outbox.push_event(WorkerEvent::Stray(source));
+                }
+                Err(Reason::UnknownReceiver)
+            }
+            Some(Receiver::Handshake) => outbox.push_datagram(source, datagram),
+            Some(Receiver::Data(session)) => match owner(receiver, workers) {
                 owner if owner == index => desk.open(moment, session, source, datagram, outbox),
                 owner => outbox.push_handover(owner, source, datagram),
             },

@@ -1,5 +1,5 @@
 //! One way between a local instance and a peer: its tunnels, its data sessions, the packets that wait, and every
-//! timer that moves it. Handshake and exchange stand in [`exchange`], what time brings in [`upkeep`].
+//! timer that moves it. Handshake and exchange stand in [`exchange`], what time brings in [`upkeep`], addresses in [`endpoint`].
 //!
 //! ```text
 //!            packet, rekey, silence                Response                 Accept            first message
@@ -20,7 +20,7 @@ use warren_proto::{InstanceId, Reason, SpiffeId, UnixTime};
 use super::outlet::Outlet;
 use crate::Now;
 use crate::demux::LinkId;
-use crate::handshake::{Doorway, HandshakeTunnel, TRANSPORT_OVERHEAD};
+use crate::handshake::{Doorway, HandshakeTunnel};
 use crate::key_exchange::parts::Assembly;
 use crate::key_exchange::{Offering, Party};
 use crate::mesh::{Event, PeerStatus, PlainPacket, SessionStatus, Stage, TunnelKey};
@@ -28,6 +28,7 @@ use crate::path::Path;
 use crate::session::{DataSession, sealed_length};
 use crate::tables::Link;
 
+mod endpoint;
 mod exchange;
 mod upkeep;
 
@@ -35,6 +36,8 @@ use upkeep::{PLAIN_TICK, WATCH_EVERY};
 
 /// Inner packets that may wait over all links: 6 MiB at the usual size, should half the mesh be away.
 const MAX_WAITING: usize = 4096;
+/// A rekey that is due and cannot begin is looked at again after this.
+const REKEY_RETRY: Duration = Duration::from_secs(2);
 /// Within this time after a peer showed a new key, its session moves to it.
 const MOVE_TO_NEW_KEY_WITHIN: Duration = Duration::from_secs(10);
 /// Sessions that stay open behind the one in use, for what is still under way.
@@ -190,10 +193,6 @@ impl LinkState {
             // Before the old key goes; at a time of this link's own, since all of the peer's links hear of it at once.
             self.rekey_at.get_or_insert(now.monotonic + out.jitter(MOVE_TO_NEW_KEY_WITHIN));
         }
-    }
-
-    pub(crate) fn report_endpoints(&mut self, addresses: &[SocketAddr]) {
-        self.path.report(addresses);
     }
 
     fn holds(&self, local: &TunnelKey, peer: &TunnelKey) -> bool {
@@ -371,36 +370,17 @@ impl LinkState {
             return;
         }
         if current.offered {
-            self.want_session(out, now);
+            self.rekey(out, now);
         } else {
             self.rekey_at = Some(now.monotonic + OTHER_END_AFTER + out.jitter(Duration::from_secs(1)));
         }
     }
 
-    /// A worker opened a message of the session in use that came from elsewhere.
-    pub(crate) fn handle_moved(&mut self, session: &Arc<DataSession>, from: SocketAddr) {
-        let in_use = |established: &Established| Arc::ptr_eq(&established.session, session);
-        let confirming = matches!(&self.effort, Effort::Confirming { established, .. } if in_use(established));
-        let accepting = self.accepting.as_ref().is_some_and(|accepting| in_use(&accepting.established));
-        if confirming || accepting || self.current.as_ref().is_some_and(in_use) {
-            self.authenticate_path(from);
-        }
-    }
-
-    fn authenticate_path(&mut self, from: SocketAddr) {
-        if self.path.authenticate(from) {
-            self.cell.set_endpoint(Some(from));
-            self.cell.set_mtu(self.mtu);
-        }
-    }
-
-    /// The path to `to` takes UDP payloads of at most `payload` bytes.
-    pub(crate) fn handle_path_mtu(&mut self, to: SocketAddr, payload: usize) {
-        if self.path.endpoint() == Some(to) {
-            // What is sealed is padded to 16 bytes.
-            let inner = payload.saturating_sub(TRANSPORT_OVERHEAD) & !15;
-            self.cell.set_mtu(u32::try_from(inner).unwrap_or(self.mtu).min(self.cell.mtu()));
-        }
+    /// Begins the next session beside the one in use, or soon if something is in the way just now.
+    fn rekey(&mut self, out: &mut Outlet, now: Now) {
+        self.want_session(out, now);
+        let begun = !matches!(self.effort, Effort::Idle);
+        self.rekey_at = (!begun && self.current.is_some()).then_some(now.monotonic + REKEY_RETRY);
     }
 
     /// An initiation that names both keys; its static key is the peer's. The answer goes where it came from, and
@@ -533,8 +513,7 @@ impl LinkState {
             self.tick(out, now);
         }
         if due(self.rekey_at) {
-            self.rekey_at = None;
-            self.want_session(out, now);
+            self.rekey(out, now);
         }
         self.retry_effort(out, now);
         self.retry_accept(out, now);
