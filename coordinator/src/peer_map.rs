@@ -96,3 +96,6 @@ pub fn concerned(state: &State, touched: &Touched, now: UnixTime) -> Concerned {
 fn talks_to_any(state: &State, workload: &WorkloadName, others: &[WorkloadName], now: UnixTime) -> bool {
     others.iter().any(|other| state.policy.linked(workload, other, now) || state.policy.linked(other, workload, now))
 }
+
+#[cfg(test)]
+mod tests;

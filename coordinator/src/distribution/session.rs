@@ -44,6 +44,8 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 const DEBOUNCE_MOST: Duration = Duration::from_millis(200);
 /// A node that takes no frame, or acknowledges nothing, for so long is sent away.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A node that must change before it can be served need not come back sooner.
+const UPGRADE: Duration = Duration::from_secs(60);
 /// Application error code of every close that carries a refusal.
 const REFUSED: VarInt = VarInt::from_u32(1);
 /// A clock further off than this is reported.
@@ -104,10 +106,10 @@ async fn run(shared: &Arc<Shared>, connection: &quinn::Connection, trusted: &Tru
         return Err(Refusal::new(Reason::FrameUnexpected, "the first frame is not a Hello"));
     };
     if let Err(refusal) = check_hello(&hello) {
-        go_away(&mut send, &refusal).await;
+        go_away(&mut send, &refusal, UPGRADE).await;
         return Err(refusal);
     }
-    let mut session = Session::attach(shared, connection, requester, send, &hello);
+    let mut session = Session::attach(shared, connection, requester, trusted, send, &hello);
     session.welcome(connection.remote_address()).await?;
     if requester.ended {
         tracing::warn!(%node, "the node's certificate has ended; it may only renew it");
@@ -147,8 +149,17 @@ fn check_not_revoked(state: &State, trusted: &TrustedNode) -> Result<(), Refusal
     }
 }
 
-async fn go_away(send: &mut Sender, refusal: &Refusal) {
-    let away = wire::GoAway { refusal: Some(refusal.clone().into()), retry_window_ms: 60_000 };
+/// Over which time nodes are to spread their return: 300 a second is what one coordinator takes on without delay.
+fn reconnect_window(state: &State) -> Duration {
+    Duration::from_secs((state.nodes.len() as u64 / 300).clamp(1, 60))
+}
+
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
+async fn go_away(send: &mut Sender, refusal: &Refusal, window: Duration) {
+    let away = wire::GoAway { refusal: Some(refusal.clone().into()), retry_window_ms: milliseconds(window) };
     let frame = wire::CoordinatorFrame { frame: Some(wire::coordinator_frame::Frame::GoAway(away)) };
     // The connection is closed with the same words in any case, but a close overtakes what was not acknowledged yet.
     let _ = timeout(Duration::from_secs(1), async {
@@ -173,6 +184,7 @@ struct InFlight {
 struct Session {
     shared: Arc<Shared>,
     requester: Requester,
+    trusted: TrustedNode,
     attached: Attached,
     send: Sender,
     /// What the node holds, as far as it said.
@@ -194,6 +206,7 @@ impl Session {
         shared: &Arc<Shared>,
         connection: &quinn::Connection,
         requester: Requester,
+        trusted: &TrustedNode,
         send: Sender,
         hello: &wire::Hello,
     ) -> Self {
@@ -239,6 +252,7 @@ impl Session {
         Self {
             shared: Arc::clone(shared),
             requester,
+            trusted: trusted.clone(),
             attached,
             send,
             base,
@@ -255,12 +269,10 @@ impl Session {
         let state = self.shared.registry.state();
         let workloads = state.nodes.get(&self.requester.node).map(|node| node.workloads.clone()).unwrap_or_default();
         let generation = state.generation();
-        // 300 nodes a second is what one coordinator takes on without delay.
-        let window = Duration::from_secs((state.nodes.len() as u64 / 300).clamp(5, 60));
         self.frame(wire::coordinator_frame::Frame::Welcome(wire::Welcome {
             epoch: generation.epoch,
             revision: generation.revision,
-            reconnect_window_ms: u32::try_from(window.as_millis()).unwrap_or(u32::MAX),
+            reconnect_window_ms: milliseconds(reconnect_window(&state)),
             heartbeat_seconds: u32::try_from(self.shared.settings.heartbeat.as_secs()).unwrap_or(u32::MAX),
             observed_address: SocketAddr::new(remote.ip().to_canonical(), remote.port()).to_string(),
             workloads: workloads.iter().map(ToString::to_string).collect(),
@@ -288,17 +300,22 @@ impl Session {
                     issuances.spawn(issue(registry, connection.clone(), self.requester, stream));
                 }
                 Some(_) = issuances.join_next() => {}
-                () = self.attached.mark.woken() => self.debounce(),
+                () = self.attached.mark.woken() => {
+                    // Also while an update awaits its acknowledgement: who is revoked may never give it.
+                    check_not_revoked(&self.shared.registry.state(), &self.trusted)?;
+                    self.debounce();
+                }
                 () = until(flush_at) => self.flush().await?,
                 () = until(give_up) => {
                     let refusal = Refusal::new(Reason::FrameUnexpected, "the node did not acknowledge its update");
-                    go_away(&mut self.send, &refusal).await;
+                    go_away(&mut self.send, &refusal, UPGRADE).await;
                     return Err(refusal);
                 }
                 _ = heartbeat.tick() => self.heartbeat().await?,
                 () = stopped(&mut stopping) => {
                     let refusal = Refusal::new(Reason::ShuttingDown, "the coordinator is stopping");
-                    go_away(&mut self.send, &refusal).await;
+                    let window = reconnect_window(&self.shared.registry.state());
+                    go_away(&mut self.send, &refusal, window).await;
                     return Err(refusal);
                 }
             }

@@ -181,3 +181,18 @@ async fn a_node_whose_certificate_ended_long_ago_is_refused() {
     let answer = refused(&mesh, Dial::new(ALPN_CONTROL, Some(&node.identity))).await;
     assert!(answer.contains("certificate-ended"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_link_ends_when_its_certificate_or_its_issuer_is_revoked() {
+    let mesh = Mesh::new().await;
+    let (mut first, mut second) =
+        (Node::with_token(&mesh, &["shop/web"]).await, Node::with_token(&mesh, &["shop/web"]).await);
+    let certificate = mesh.registry.state().nodes.get(&first.id).unwrap().certificate.clone();
+    let (first, second) = (first.connect(&mesh).await, second.connect(&mesh).await);
+    let serial = Revoke::Certificate { issuer_key_id: certificate.issuer_key_id.clone(), serial: certificate.serial };
+    mesh.registry.revoke(&Caller::new("test"), serial).await.unwrap();
+    assert!(closed(&first.connection).await.starts_with("revoked"));
+    assert!(second.connection.close_reason().is_none());
+    mesh.registry.revoke(&Caller::new("test"), Revoke::Issuer(certificate.issuer_key_id)).await.unwrap();
+    assert!(closed(&second.connection).await.starts_with("revoked"));
+}
