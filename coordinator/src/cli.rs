@@ -38,6 +38,8 @@ enum Command {
     Status(status::Status),
     /// Print every configuration key with its meaning and default.
     Reference,
+    /// Print the admin API as an OpenAPI 3.1 document.
+    Openapi,
 }
 
 /// Where the configuration is.
@@ -69,6 +71,7 @@ pub fn run() -> ExitCode {
         Command::Serve(file) => serve::run(&file),
         Command::Status(status) => status.run(),
         Command::Reference => print(config::REFERENCE),
+        Command::Openapi => openapi(),
     };
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
@@ -77,6 +80,12 @@ pub fn run() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+fn openapi() -> Result<Exit, Failure> {
+    let document = crate::admin_api::openapi()
+        .map_err(|error| Failure::new(Exit::Failed, format!("the document cannot be written: {error}")))?;
+    print(&(document + "\n"))
 }
 
 /// Writes what was asked for to standard output. A closed pipe is its reader's business.

@@ -47,7 +47,7 @@ pub(crate) use kinds;
 /// An answer with its version and kind around it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Object<T> {
+pub struct Versioned<T> {
     /// [`API_VERSION`].
     pub api_version: String,
     /// What the rest is.
@@ -57,7 +57,7 @@ pub struct Object<T> {
     pub value: T,
 }
 
-impl<T: Kind> Object<T> {
+impl<T: Kind> Versioned<T> {
     /// Puts the version and kind around a value.
     pub fn new(value: T) -> Self {
         Self { api_version: API_VERSION.to_owned(), kind: T::KIND.to_owned(), value }
@@ -194,11 +194,11 @@ mod tests {
 
     #[test]
     fn an_answer_of_another_kind_or_version_is_refused() {
-        let answer = Object::new(Deleted { id: "a1".into(), committed: true });
+        let answer = Versioned::new(Deleted { id: "a1".into(), committed: true });
         let text = serde_json::to_string(&answer).unwrap();
         assert_eq!(text, r#"{"apiVersion":"warren/v1","kind":"Deleted","id":"a1","committed":true}"#);
         let newer = text.replace("warren/v1", "warren/v2");
-        let newer: Object<Deleted> = serde_json::from_str(&newer).unwrap();
+        let newer: Versioned<Deleted> = serde_json::from_str(&newer).unwrap();
         assert_eq!(newer.into_value().unwrap_err().reason, Reason::VersionUnsupported);
         assert_eq!(answer.into_value().unwrap().id, "a1");
     }

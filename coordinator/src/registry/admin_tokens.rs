@@ -32,7 +32,7 @@ impl Registry {
         self.change(caller, |state, now| {
             if state.admin_tokens.len() >= MAX_TOKENS {
                 return Err(Refusal::new(Reason::InvalidField, format!("there are already {MAX_TOKENS} tokens"))
-                    .hint("delete some with `warren token admin delete`"));
+                    .hint("delete some with `warren admin token delete`"));
             }
             if state.admin_tokens.iter().any(|(_, known)| known.name == token.name && known.expires_at > now) {
                 return Err(Refusal::new(Reason::Conflict, format!("name: there is a token called {:?}", token.name)));

@@ -92,11 +92,6 @@ impl Judgement {
     const fn passes(&self) -> bool {
         self.verdict.is_ok()
     }
-
-    /// Whether the flow log has to hear of it: a flow was opened, or the packet refused.
-    pub(crate) const fn is_news(&self) -> bool {
-        self.opened || self.verdict.is_err()
-    }
 }
 
 /// Everything a judgement looks at.

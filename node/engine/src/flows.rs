@@ -15,8 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
-use foldhash::quality::RandomState;
+use foldhash::fast::{FixedState, RandomState};
 use hashbrown::{HashMap, HashTable};
 use warren_proto::Reason;
 
@@ -309,7 +308,6 @@ pub struct CutFlow {
 /// Every live flow of the node.
 #[derive(Debug)]
 pub struct FlowTable {
-    /// Shard, cache slot and bucket are cut from one hash, so every bit of it has to be good.
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     shard_limit: usize,

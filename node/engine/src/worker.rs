@@ -326,21 +326,19 @@ impl Desk {
             }
         };
         let judgement = self.admission(moment).admit(&identified);
-        let mut judged = Judged { judgement, length: inner.bytes().len(), answer: None };
-        if !judgement.is_news() {
-            return judged;
-        }
         let (local, peer) = (tables.local(local), tables.peer(peer).map(AsRef::as_ref));
-        self.note_judgement(moment, (Side::Peer, local, peer), &inner, &judgement);
-        if judgement.verdict.is_err_and(is_answered)
-            && let (Some(local), Some(peer)) = (local, peer)
-            && let Some(link) = peer.link(local.index)
-            && self.limit.take(peer.index.0, now.monotonic)
-        {
-            let length = refusals::build(&inner, Refusal::Prohibited, &mut self.refusal);
-            judged.answer = length.map(|length| (length, peer, link));
+        let mut answer = None;
+        if let (Some(local), Some(peer)) = (local, peer) {
+            self.note_judgement(moment, (Side::Peer, Some(local), Some(peer)), &inner, &judgement);
+            if judgement.verdict.is_err_and(is_answered)
+                && let Some(link) = peer.link(local.index)
+                && self.limit.take(peer.index.0, now.monotonic)
+            {
+                let length = refusals::build(&inner, Refusal::Prohibited, &mut self.refusal);
+                answer = length.map(|length| (length, peer, link));
+            }
         }
-        judged
+        Judged { judgement, length: inner.bytes().len(), answer }
     }
 
     /// Delivers what passed; answers what did not.
@@ -467,7 +465,7 @@ impl Desk {
         if judgement.evicted {
             self.counters.drop_one(Reason::EvictedFlow);
         }
-        if judgement.is_news() {
+        if judgement.opened || judgement.verdict.is_err() {
             self.record(moment, ends, inner, judgement);
         }
     }

@@ -130,18 +130,6 @@ fn one_peer_cannot_fill_the_table() {
 }
 
 #[test]
-fn flows_that_differ_in_one_port_spread_over_all_shards() {
-    for _ in 0..100 {
-        let table = FlowTable::new(MAX_FLOWS);
-        for port in 0..6400 {
-            open(&table, key(1, UDP, port), Side::Local, START).expect("room");
-        }
-        let fullest = table.shards.iter().map(|shard| shard.lock().expect("not poisoned").flows.len()).max();
-        assert!(fullest < Some(200), "{fullest:?} of 6400 in one of {SHARDS} shards");
-    }
-}
-
-#[test]
 fn a_removed_flow_is_not_served_from_a_cache() {
     let (table, mut cache) = (FlowTable::new(4096), FlowCache::default());
     let flow = key(1, UDP, 1);

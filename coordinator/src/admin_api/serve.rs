@@ -1,0 +1,145 @@
+//! The HTTPS listener: TLS 1.3 with the coordinator's certificate, HTTP/1.1, every connection bounded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig};
+use rustls::sign::CertifiedKey;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::Api;
+use crate::registry::Registry;
+
+/// Connections at once: people, scripts and consoles, not nodes.
+const MAX_CONNECTIONS: usize = 256;
+
+/// The TLS handshake.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// A request's head, and the quiet between two requests.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+
+/// A request's head, in bytes.
+const MAX_HEAD: usize = 32 * 1024;
+
+/// Header fields of one request.
+const MAX_HEADERS: usize = 64;
+
+/// How long requests under way may take to end when the process stops.
+const DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// The pause after the system refused to give a connection: usually it is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `stop` becomes true, then lets requests under way end.
+pub async fn serve(listener: TcpListener, api: Api, mut stop: watch::Receiver<bool>) {
+    let acceptor = match server_config(Arc::clone(api.registry())) {
+        Ok(config) => TlsAcceptor::from(Arc::new(config)),
+        Err(error) => return tracing::error!(%error, "TLS of the admin API cannot be configured"),
+    };
+    let service = super::router(api);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        // A connection is accepted only when there is room for it: the rest wait in the system's queue.
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            accepted = accept(&listener, &room) => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, permit) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the admin listener cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (acceptor, service, stop) = (acceptor.clone(), service.clone(), stop.clone());
+        connections.spawn(async move {
+            connection(stream, acceptor, service, stop).await;
+            drop(permit);
+        });
+    }
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_TIME, drained).await.is_err() {
+        tracing::warn!("admin requests under way were cut off");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, service: axum::Router, mut stop: watch::Receiver<bool>) {
+    // Small answers should not wait for more to send; a socket that refuses this works without.
+    let _ = stream.set_nodelay(true);
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await else { return };
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        // How a client's connection broke is the client's to know.
+        _ = serving.as_mut() => {}
+        () = stopped(&mut stop) => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
+}
+
+/// Without the guard on the value, which must not be held while anything is awaited. A sender that is gone has stopped.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn server_config(registry: Arc<Registry>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Presented { registry }));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// The authority's certificate of the moment, so that a renewal needs no restart.
+struct Presented {
+    registry: Arc<Registry>,
+}
+
+impl std::fmt::Debug for Presented {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Presented")
+    }
+}
+
+impl ResolvesServerCert for Presented {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let authority = self.registry.authority();
+        let certified =
+            CertifiedKey::from_der(authority.tls_chain(), authority.tls_key(), &aws_lc_rs::default_provider());
+        certified
+            .inspect_err(|error| tracing::error!(%error, "the coordinator's certificate cannot be used"))
+            .ok()
+            .map(Arc::new)
+    }
+}
