@@ -74,6 +74,12 @@ impl Peers {
         self.apply_locals(&update.locals);
         self.apply_peers(&update.peers);
         self.apply_links(update, out, now);
+        let judged_by = out.tables.policy.as_ref().map(|policy| policy.digest());
+        if judged_by.is_some_and(|digest| digest != update.policy.digest()) {
+            for link in self.links.values_mut() {
+                link.drop_waiting(Reason::PolicyChanged, out);
+            }
+        }
         self.fill_tables(update, out, now);
     }
 

@@ -245,9 +245,7 @@ impl LinkState {
         for tunnel in self.tunnels.drain(..) {
             out.release_prefix(tunnel.prefix);
         }
-        for _ in self.take_waiting(out) {
-            out.count(reason);
-        }
+        self.drop_waiting(reason, out);
         self.cell.set_endpoint(None);
     }
 
@@ -282,6 +280,13 @@ impl LinkState {
         }
         self.waiting.push_back(packet.to_vec());
         out.waiting += 1;
+    }
+
+    /// What waits was judged by a policy that is no longer in force, or has nowhere to go.
+    pub(crate) fn drop_waiting(&mut self, reason: Reason, out: &mut Outlet) {
+        for _ in self.take_waiting(out) {
+            out.count(reason);
+        }
     }
 
     fn take_waiting(&mut self, out: &mut Outlet) -> VecDeque<Vec<u8>> {

@@ -157,6 +157,25 @@ fn a_rule_withdrawn_cuts_its_flow_before_the_change_counts_as_applied() {
 }
 
 #[test]
+fn packets_that_wait_for_a_session_do_not_outlive_the_policy_that_let_them() {
+    let mut world = World::new(11, &chain());
+    world.cut.insert((0, 1));
+    let early = world.call(0, 1, PORT);
+    world.run(seconds(1));
+    // The link stays: another port is open. The same policy told again changes nothing.
+    world.apply();
+    assert!(!world.drops(0).contains_key(&Reason::PolicyChanged));
+    world.rules.insert((0, 1, OTHER_PORT));
+    world.apply();
+    assert_eq!(world.drops(0)[&Reason::PolicyChanged], 1);
+    world.cut.clear();
+    world.run(seconds(10));
+    let late = world.call(0, 1, PORT);
+    world.run(seconds(1));
+    assert!(!world.has_arrived(early) && world.has_arrived(late));
+}
+
+#[test]
 fn a_flow_is_judged_anew_at_the_receiver_even_if_the_caller_was_not_told() {
     let mut world = World::new(6, &chain());
     world.call(0, 1, PORT);

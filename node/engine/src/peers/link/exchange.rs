@@ -235,9 +235,7 @@ impl LinkState {
     fn give_up(&mut self, reason: Reason, out: &mut Outlet, now: Now) {
         self.stop_effort(out);
         self.hold_until = now.monotonic + HOLD;
-        for _ in self.take_waiting(out) {
-            out.count(reason);
-        }
+        self.drop_waiting(reason, out);
         out.say(Event::Unreachable { local: self.local_instance, peer: self.peer_instance, reason });
     }
 
