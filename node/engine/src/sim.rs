@@ -177,8 +177,10 @@ impl World {
         self.apply();
     }
 
-    fn overlay(&self, of: usize) -> IpAddr {
-        self.hosts[of].verified.addresses().v6.into()
+    /// A host's overlay address of either family.
+    fn overlay(&self, of: usize, v4: bool) -> IpAddr {
+        let addresses = self.hosts[of].verified.addresses();
+        addresses.v4.filter(|_| v4).map_or(addresses.v6.into(), IpAddr::V4)
     }
 
     /// An application calls another at a UDP port.
@@ -187,8 +189,9 @@ impl World {
         let call = Call { from, to, port, id: self.next_id };
         self.calls.insert(call.id, call);
         let source_port = 20_000 + (self.next_id % 200) as u16;
-        let packet =
-            Build::between(self.overlay(from), self.overlay(to)).udp(source_port, port, &call.id.to_be_bytes());
+        let v4 = self.random.random();
+        let way = Build::between(self.overlay(from, v4), self.overlay(to, v4));
+        let packet = way.udp(source_port, port, &call.id.to_be_bytes());
         self.outbound(from, &packet);
         call
     }
@@ -377,14 +380,16 @@ impl World {
 
     /// The calls that reached host `of`, in order, with the time of arrival.
     pub(super) fn arrived(&self, of: usize) -> Vec<(Duration, Call)> {
-        let overlay = self.overlay(of);
+        let addresses = self.hosts[of].verified.addresses();
         let calls = self.hosts[of].delivered.iter().filter_map(|(at, packet)| {
-            let [0x60, ..] = packet[..] else { return None };
-            if packet[6] != 17 || IpAddr::from(<[u8; 16]>::try_from(&packet[24..40]).ok()?) != overlay {
-                return None;
-            }
-            let id = u64::from_be_bytes(packet.get(48..56)?.try_into().ok()?);
-            Some((*at, *self.calls.get(&id)?))
+            let (protocol, destination, id) = match packet[..] {
+                [0x60, ..] => (packet[6], &packet[24..40], packet.get(48..56)?),
+                _ => (packet[9], &packet[16..20], packet.get(28..36)?),
+            };
+            let mine =
+                destination == addresses.v6.octets() || addresses.v4.is_some_and(|v4| destination == v4.octets());
+            let id = u64::from_be_bytes(id.try_into().ok()?);
+            (protocol == 17 && mine).then(|| self.calls.get(&id).map(|call| (*at, *call)))?
         });
         calls.filter(|(_, call)| call.to == of).collect()
     }

@@ -95,3 +95,30 @@ fn a_certificate_that_binds_another_key_gives_no_local_key() {
     assert!(world.nodes[1].shared.tables().locals.is_empty());
     assert!(world.drops(1, Reason::BadMac) > 0);
 }
+
+#[test]
+fn an_instance_that_becomes_another_identity_takes_neither_index_nor_session_along() {
+    let mut world = World::pair();
+    chat(&mut world, 3);
+    let (_, before) = world.link(1);
+    // The same instance id, key and addresses, but another workload stands behind them now.
+    let secret = secrets()[0].clone();
+    let peer = TestPeer::new(1, "bank/db", secret.public_key());
+    let (_, verified) = issue_for(&world.mesh, &peer, secret);
+    world.apply(1, |update| {
+        let [web, api] = WORKLOADS;
+        update.policy = crate::sim::policy(&[web, api, "bank/db"], &[("bank/db", api, 80), (web, api, 80)]);
+        update.peers = vec![verified];
+    });
+    let (_, after) = world.link(1);
+    assert_ne!(before, after);
+    assert_eq!(world.nodes[1].shared.tables().sessions.iter().count(), 0);
+}
+
+#[test]
+fn a_private_key_never_shows_in_debug() {
+    let secret = TunnelSecret::from_bytes([0xab; 32]);
+    let key = LocalKey { secret, ..World::pair().nodes[0].keys[0].clone() };
+    let shown = format!("{key:?} {:?}", EngineConfig::new([0xab; 32]));
+    assert!(!shown.contains("171, 171") && !shown.contains("abab"), "{shown}");
+}
