@@ -90,6 +90,7 @@ mod tests {
             source_address: "[::1]:1".parse().expect("address"),
             destination_address: "[::1]:2".parse().expect("address"),
             rule: None,
+            nearest: None,
             file: None,
             line: None,
             reason: None,

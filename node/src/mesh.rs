@@ -448,6 +448,7 @@ impl Mesh {
             instance: instance.id,
             workload: instance.workload.clone(),
             addresses: instance.addresses,
+            tunnel_key: newest.secret.public_key(),
             validity: (newest.certificate.leaf().not_before(), newest.valid_until),
         });
         (locals, own)

@@ -148,6 +148,8 @@ pub struct OwnInstance {
     pub workload: WorkloadName,
     /// Its addresses.
     pub addresses: OverlayAddresses,
+    /// Its newest X25519 public key.
+    pub tunnel_key: [u8; 32],
     /// Begin and end of its newest certificate.
     pub validity: (UnixTime, UnixTime),
 }

@@ -1,9 +1,9 @@
 //! `warren down`: stops the daemon of this host.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Context, Exit, Failure, Outcome, config};
-use crate::local_api::client::{ask, ask_once};
+use crate::local_api::client::ask;
 use crate::local_api::types::Request;
 
 #[derive(Debug, clap::Args)]
@@ -21,20 +21,18 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
     let socket = config::load(context)?.config.socket;
     super::block_on(async {
-        ask_once::<()>(&socket, &Request::Stop).await?;
-        let end = Instant::now() + Duration::from_secs(arguments.timeout);
-        // The socket's file goes away with the daemon; there is nothing else to wait on across a process boundary.
-        while ask(&socket, &Request::Status).await.is_ok() {
-            if Instant::now() >= end {
-                return Err(Failure::new(
-                    Exit::NotReady,
-                    format!("the daemon has not ended within {} s", arguments.timeout),
-                )
-                .next("look at its log: journalctl -u warren"));
+        let mut asked = ask(&socket, &Request::Stop).await?;
+        asked.next::<()>().await?;
+        // The daemon holds the connection until its process ends.
+        match tokio::time::timeout(Duration::from_secs(arguments.timeout), asked.next::<()>()).await {
+            Ok(_) => {
+                context.output.say("stopped");
+                Ok(Exit::Yes)
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(_) => {
+                let what = format!("the daemon has not ended within {} s", arguments.timeout);
+                Err(Failure::new(Exit::NotReady, what).next("look at its log: journalctl -u warren"))
+            }
         }
-        context.output.say("stopped");
-        Ok(Exit::Yes)
     })
 }

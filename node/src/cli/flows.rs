@@ -75,8 +75,13 @@ impl Present for FlowLine {
         if let Some(reason) = self.reason {
             text.push_str(&format!(" {}", reason.name()));
         }
-        if let (Some(rule), Some(file), Some(line)) = (&self.rule, &self.file, self.line) {
-            text.push_str(&format!(" by {rule} at {file}:{line}"));
+        match (&self.rule, &self.nearest) {
+            (Some(rule), _) => text.push_str(&format!(" by {rule}")),
+            (None, Some(nearest)) => text.push_str(&format!("; nearest: {nearest}")),
+            (None, None) => {}
+        }
+        if let (Some(file), Some(line)) = (&self.file, self.line) {
+            text.push_str(&format!(" at {file}:{line}"));
         }
         if self.audit {
             text.push_str(" (audit)");

@@ -113,8 +113,10 @@ impl Present for Status {
         }
         if !self.drops.is_empty() {
             let mut table = Table::new(["DROPPED FOR", "PACKETS", "MEANING"]);
-            for drop in &self.drops {
-                table.row([drop.reason.name().to_owned(), drop.packets.to_string(), drop.reason.text().to_owned()]);
+            let mut drops: Vec<_> = self.drops.iter().collect();
+            drops.sort_by_key(|(_, packets)| std::cmp::Reverse(**packets));
+            for (reason, packets) in drops {
+                table.row([reason.name().to_owned(), packets.to_string(), reason.text().to_owned()]);
             }
             text.push_str(&format!("\n\n{table}"));
         }

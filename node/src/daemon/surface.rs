@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use tokio::sync::{mpsc, oneshot, watch};
 use warren_engine::identity::VerifiedPeer;
 use warren_engine::mesh::{PeerStatus, Stage};
@@ -18,7 +20,7 @@ use crate::control_client::issue;
 use crate::control_client::session::LinkState;
 use crate::flow_log::FlowLog;
 use crate::local_api::types::{
-    Control, Drop, Explanation, HolderLine, Holders, Instance, Mesh, Peer, RefusedPeer, Span, Status, Survival, Tunnel,
+    Control, Explanation, HolderLine, Holders, Instance, Mesh, Peer, RefusedPeer, Span, Status, Survival, Tunnel,
     Unknown,
 };
 use crate::mesh_view::{Holder, MeshView, OwnInstance};
@@ -91,7 +93,7 @@ impl Surface {
             },
             peers: view.as_ref().map(|view| peers(view, &tunnel.peers)).unwrap_or_default(),
             refused: view.as_ref().map(|view| refused(view)).unwrap_or_default(),
-            drops: tunnel.drops.into_iter().take(MAX_LINES).map(|(reason, packets)| Drop { reason, packets }).collect(),
+            drops: tunnel.drops.into_iter().collect(),
             unknown_keys: tunnel
                 .unknown_keys
                 .iter()
@@ -244,6 +246,7 @@ fn instance(own: &OwnInstance, now: UnixTime) -> Instance {
         workload: own.workload.to_string(),
         instance: own.instance.to_string(),
         addresses: own.addresses.iter().collect(),
+        tunnel_key: STANDARD.encode(own.tunnel_key),
         certificate: span(Validity { not_before: own.validity.0, not_after: own.validity.1 }, now),
     }
 }

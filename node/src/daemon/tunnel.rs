@@ -43,7 +43,7 @@ pub struct TunnelStatus {
     pub peers: Vec<PeerStatus>,
     /// Keys that knocked and are nobody's.
     pub unknown_keys: Vec<UnknownKey>,
-    /// Packets dropped, most first.
+    /// Packets dropped since the start.
     pub drops: Vec<(Reason, u64)>,
 }
 
@@ -227,10 +227,12 @@ impl Serving<'_> {
         let status = self.plane.status();
         tokio::spawn(async move {
             if let Ok(status) = status.await {
-                let mut drops = status.drops;
-                drops.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
                 // Whoever asked may have gone.
-                let _ = question.send(TunnelStatus { peers: status.peers, unknown_keys: status.unknown_keys, drops });
+                let _ = question.send(TunnelStatus {
+                    peers: status.peers,
+                    unknown_keys: status.unknown_keys,
+                    drops: status.drops,
+                });
             }
         });
     }
@@ -299,8 +301,12 @@ fn flow_line(record: &FlowRecord, trust_domain: Option<&TrustDomain>) -> FlowLin
         source_address: record.source_address,
         destination_address: record.destination_address,
         rule: record.rule.as_ref().map(|rule| rule.id.clone()),
-        file: record.rule.as_ref().map(|rule| rule.file.clone()),
-        line: record.rule.as_ref().map(|rule| rule.line),
+        nearest: record
+            .nearest
+            .as_ref()
+            .map(|nearest| format!("{} lacks {}: {}", nearest.rule.id, nearest.failed, nearest.detail)),
+        file: record.place.as_ref().map(|place| place.file.clone()),
+        line: record.place.as_ref().map(|place| place.line),
         reason,
         audit: record.audit,
         count: record.count,

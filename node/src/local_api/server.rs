@@ -88,16 +88,13 @@ impl LocalApi {
             let (surface, stop) = (surface.clone(), stop.clone());
             tokio::spawn(async move {
                 let _slot = slot;
-                tokio::select! {
-                    () = serve(stream, &surface) => {}
-                    () = stop.stopped() => {}
-                }
+                serve(stream, &surface, &stop).await;
             });
         }
     }
 }
 
-async fn serve(stream: UnixStream, surface: &Surface) {
+async fn serve(stream: UnixStream, surface: &Surface, stop: &Stop) {
     let permitted = may_ask(&stream);
     let (receive, mut send) = stream.into_split();
     if let Err(refusal) = permitted {
@@ -115,7 +112,16 @@ async fn serve(stream: UnixStream, surface: &Surface) {
         Err(_) => return,
     };
     // An error here is an asker that went away.
-    let _ = answer(request, surface, &mut receive, &mut send).await;
+    let answered = answer(&request, surface, &mut receive, &mut send);
+    if request == Request::Stop {
+        let _ = answered.await;
+        // Held until the process ends: whoever asked learns of it by the end of the connection.
+        return std::future::pending().await;
+    }
+    tokio::select! {
+        _ = answered => {}
+        () = stop.stopped() => {}
+    }
 }
 
 /// Whoever the kernel says is at the other end must be root or the daemon's own user.
@@ -143,18 +149,18 @@ async fn read_request(receive: &mut BufReader<OwnedReadHalf>) -> Result<Request,
 }
 
 async fn answer(
-    request: Request,
+    request: &Request,
     surface: &Surface,
     receive: &mut BufReader<OwnedReadHalf>,
     send: &mut OwnedWriteHalf,
 ) -> std::io::Result<()> {
     match request {
         Request::Status => reply(send, &ok(&surface.status().await)).await,
-        Request::Whois { target } => reply(send, &result(surface.whois(&target))).await,
+        Request::Whois { target } => reply(send, &result(surface.whois(target))).await,
         Request::Why { source, destination, port, protocol } => {
-            reply(send, &result(surface.why(&source, &destination, port, &protocol))).await
+            reply(send, &result(surface.why(source, destination, *port, protocol))).await
         }
-        Request::Flows { verdict, limit, follow } => flows(surface, receive, send, verdict, limit, follow).await,
+        Request::Flows { verdict, limit, follow } => flows(surface, receive, send, *verdict, *limit, *follow).await,
         Request::Stop => {
             surface.stop();
             reply(send, &ok(&())).await

@@ -1,6 +1,7 @@
 //! What is asked and answered. These types are what `-o json` prints, so their fields are a promise: added, never
 //! renamed or removed.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -78,13 +79,14 @@ pub struct Status {
     /// The node's own certificate.
     pub node_certificate: Span,
     /// The tunnel's end on this host.
+    #[serde(flatten)]
     pub tunnel: Tunnel,
     /// Admitted peers.
     pub peers: Vec<Peer>,
     /// Peer records that were refused.
     pub refused: Vec<RefusedPeer>,
-    /// Packets dropped, by reason, most first.
-    pub drops: Vec<Drop>,
+    /// Packets dropped since the start, by reason.
+    pub drops: BTreeMap<Reason, u64>,
     /// Keys that knocked and are nobody's.
     pub unknown_keys: Vec<Unknown>,
 }
@@ -159,6 +161,8 @@ pub struct Instance {
     pub instance: String,
     /// Overlay addresses.
     pub addresses: Vec<IpAddr>,
+    /// Its newest X25519 public key, base64, as WireGuard writes keys.
+    pub tunnel_key: String,
     /// Its newest certificate.
     pub certificate: Span,
 }
@@ -168,10 +172,13 @@ pub struct Instance {
 #[serde(rename_all = "camelCase")]
 pub struct Tunnel {
     /// The TUN device.
+    #[serde(rename = "tunnelDevice")]
     pub device: String,
     /// UDP port.
+    #[serde(rename = "tunnelPort")]
     pub port: u16,
     /// Bytes of an inner packet.
+    #[serde(rename = "tunnelMtu")]
     pub mtu: u16,
     /// Worker threads.
     pub workers: usize,
@@ -215,16 +222,6 @@ pub struct RefusedPeer {
     pub reason: Reason,
     /// In words.
     pub detail: String,
-}
-
-/// Packets dropped for one reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Drop {
-    /// Why.
-    pub reason: Reason,
-    /// How many since the start.
-    pub packets: u64,
 }
 
 /// A key that is nobody's.
@@ -323,11 +320,13 @@ pub struct FlowLine {
     pub source_address: SocketAddr,
     /// Of the first packet.
     pub destination_address: SocketAddr,
-    /// The rule that decided.
+    /// The rule that decided; none where no rule did.
     pub rule: Option<String>,
-    /// Where it is written.
+    /// The rule that came nearest to letting it in, and what it lacks.
+    pub nearest: Option<String>,
+    /// Where to look: at the rule, else at the nearest one, else at the destination's document.
     pub file: Option<String>,
-    /// Where it is written.
+    /// Line in that file.
     pub line: Option<u32>,
     /// Why it was denied.
     pub reason: Option<Reason>,
