@@ -12,7 +12,7 @@ use super::mesh::Mesh;
 
 /// How the coordinator ends a connection whose certificate it refuses: in or right after the handshake.
 async fn refused(mesh: &Mesh, dial: Dial<'_>) -> String {
-    match dial.connect(mesh.address, &mesh.bundle()).await {
+    match dial.connect(mesh, &mesh.bundle).await {
         Err(error) => error.to_string(),
         Ok(connection) => closed(&connection).await,
     }
@@ -50,7 +50,7 @@ async fn the_control_link_takes_node_certificates_of_this_mesh_only() {
 #[tokio::test]
 async fn a_node_of_another_mesh_does_not_take_this_coordinator_for_its_own() {
     let (mesh, foreign) = (Mesh::new().await, Mesh::new().await);
-    let error = Dial::new(ALPN_ENROL, None).connect(mesh.address, &foreign.bundle()).await.expect_err("refused");
+    let error = Dial::new(ALPN_ENROL, None).connect(&mesh, &foreign.bundle).await.expect_err("refused");
     assert!(error.to_string().contains("untrusted-issuer"), "{error}");
 }
 
@@ -71,8 +71,8 @@ async fn no_other_key_exchange_and_no_other_protocol_is_spoken() {
     let mesh = Mesh::new().await;
     let mut weak = Dial::new(ALPN_ENROL, None);
     weak.groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
-    assert!(weak.connect(mesh.address, &mesh.bundle()).await.is_err());
-    assert!(Dial::new(b"h3", None).connect(mesh.address, &mesh.bundle()).await.is_err());
+    assert!(weak.connect(&mesh, &mesh.bundle).await.is_err());
+    assert!(Dial::new(b"h3", None).connect(&mesh, &mesh.bundle).await.is_err());
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn malformed_and_oversized_enrolments_end_with_a_named_reason_and_cost_no_
     let Some(wire::enrol_response::Result::Refused(refusal)) = answer.result else { panic!("not refused") };
     assert_eq!(refusal.reason, "frame-malformed");
     // Another version.
-    let connection = Dial::new(ALPN_ENROL, None).connect(mesh.address, &mesh.bundle()).await.unwrap();
+    let connection = Dial::new(ALPN_ENROL, None).connect(&mesh, &mesh.bundle).await.unwrap();
     let mut frames = Frames::open(&connection).await;
     frames.send(&wire::EnrolHello { version: PROTOCOL_VERSION + 1 }).await;
     let answer: wire::EnrolResponse = frames.next().await.unwrap();
@@ -147,7 +147,7 @@ async fn a_session_that_breaks_the_protocol_is_ended_with_its_reason() {
     ];
     for (first, expected) in cases {
         let dial = Dial::new(ALPN_CONTROL, Some(&node.identity));
-        let connection = dial.connect(mesh.address, &node.bundle).await.unwrap();
+        let connection = dial.connect(&mesh, &node.bundle).await.unwrap();
         let mut frames = Frames::open(&connection).await;
         frames.send(&first).await;
         let answer = closed(&connection).await;

@@ -21,11 +21,11 @@ use warren_proto::peer_map::{Generation, Heartbeat, Manifest, RevocationSet, Sco
 use warren_proto::possession::{self, TunnelKeyClaim};
 use warren_proto::reason::Refusal;
 use warren_proto::{
-    ALPN_CONTROL, ALPN_ENROL, InstanceId, NodeId, PROTOCOL_VERSION, READER_VERSION, Reason, TrustBundle, wire,
+    ALPN_CONTROL, ALPN_ENROL, InstanceId, NodeId, PROTOCOL_VERSION, READER_VERSION, Reason, TrustBundle, UnixTime, wire,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::mesh::{Mesh, PATIENCE, START};
+use super::mesh::{Mesh, PATIENCE, Target};
 
 /// A private key with the chain that certifies it.
 pub(crate) struct Identity {
@@ -39,6 +39,7 @@ pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) bundle: TrustBundle,
     pub(crate) held: Held,
+    pub(crate) now: UnixTime,
 }
 
 /// What a node has applied.
@@ -49,7 +50,7 @@ pub(crate) struct Held {
 }
 
 #[derive(Debug)]
-struct Verifier(TrustBundle);
+struct Verifier(TrustBundle, UnixTime);
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
@@ -61,7 +62,7 @@ impl ServerCertVerifier for Verifier {
         _now: rustls::pki_types::UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let presented = std::iter::once(end_entity).chain(intermediates).map(AsRef::as_ref);
-        verify_coordinator(Chain::new(presented).unwrap(), &self.0, START)
+        verify_coordinator(Chain::new(presented).unwrap(), &self.0, self.1)
             .map(|_| ServerCertVerified::assertion())
             .map_err(|refusal| rustls::Error::General(refusal.to_string()))
     }
@@ -102,11 +103,7 @@ impl<'a> Dial<'a> {
         Self { alpn, identity, groups: vec![rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768] }
     }
 
-    pub(crate) async fn connect(
-        &self,
-        address: SocketAddr,
-        bundle: &TrustBundle,
-    ) -> Result<Connection, ConnectionError> {
+    pub(crate) async fn connect(&self, target: &Target, bundle: &TrustBundle) -> Result<Connection, ConnectionError> {
         let provider = rustls::crypto::CryptoProvider {
             kx_groups: self.groups.clone(),
             ..rustls::crypto::aws_lc_rs::default_provider()
@@ -115,7 +112,7 @@ impl<'a> Dial<'a> {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Verifier(bundle.clone())));
+            .with_custom_certificate_verifier(Arc::new(Verifier(bundle.clone(), target.now)));
         let mut config = match self.identity {
             None => builder.with_no_client_auth(),
             Some(identity) => {
@@ -130,7 +127,7 @@ impl<'a> Dial<'a> {
         let mut transport = quinn::TransportConfig::default();
         transport.initial_mtu(1200);
         client.transport_config(Arc::new(transport));
-        timeout(PATIENCE, endpoint.connect_with(client, address, "coordinator.warren").unwrap())
+        timeout(PATIENCE, endpoint.connect_with(client, target.address, "coordinator.warren").unwrap())
             .await
             .expect("an answer")
     }
@@ -193,8 +190,8 @@ pub(crate) struct EnrolAttempt {
 }
 
 impl EnrolAttempt {
-    pub(crate) async fn begin(mesh: &Mesh, token: &JoinToken, key: &KeyPair) -> Self {
-        let connection = Dial::new(ALPN_ENROL, None).connect(mesh.address, &mesh.bundle()).await.unwrap();
+    pub(crate) async fn begin(mesh: &Target, token: &JoinToken, key: &KeyPair) -> Self {
+        let connection = Dial::new(ALPN_ENROL, None).connect(mesh, &mesh.bundle).await.unwrap();
         let mut frames = Frames::open(&connection).await;
         frames.send(&wire::EnrolHello { version: PROTOCOL_VERSION }).await;
         let challenge: wire::EnrolChallenge = frames.next().await.unwrap();
@@ -224,7 +221,7 @@ impl EnrolAttempt {
 }
 
 impl Node {
-    pub(crate) async fn enrol(mesh: &Mesh, token: &JoinToken) -> Result<Self, Refusal> {
+    pub(crate) async fn enrol(mesh: &Target, token: &JoinToken) -> Result<Self, Refusal> {
         let key = KeyPair::generate().unwrap();
         let enrolled = EnrolAttempt::begin(mesh, token, &key).await.finish().await?;
         Ok(Self {
@@ -232,6 +229,7 @@ impl Node {
             identity: Identity { chain: enrolled.certificate.unwrap().certificates, key },
             bundle: TrustBundle::from_wire(&enrolled.bundle.unwrap()).unwrap(),
             held: Held::default(),
+            now: mesh.now,
         })
     }
 
@@ -240,9 +238,8 @@ impl Node {
         Self::enrol(mesh, &token).await.unwrap()
     }
 
-    pub(crate) async fn connect(&mut self, mesh: &Mesh) -> Link<'_> {
-        let connection =
-            Dial::new(ALPN_CONTROL, Some(&self.identity)).connect(mesh.address, &self.bundle).await.unwrap();
+    pub(crate) async fn connect(&mut self, mesh: &Target) -> Link<'_> {
+        let connection = Dial::new(ALPN_CONTROL, Some(&self.identity)).connect(mesh, &self.bundle).await.unwrap();
         let mut frames = Frames::open(&connection).await;
         frames.send(&node_frame(wire::node_frame::Frame::Hello(self.hello()))).await;
         let mut link = Link { node: self, connection, frames, heartbeats: Vec::new(), hints: Vec::new() };
@@ -259,7 +256,7 @@ impl Node {
             epoch: generation.epoch,
             revision: generation.revision,
             scope_digest: self.held.manifest.as_ref().map(|_| self.held.scope.digest().to_vec()).unwrap_or_default(),
-            clock_unix_ms: START.0 * 1000,
+            clock_unix_ms: self.now.0 * 1000,
             reader: READER_VERSION,
             software: "test/1".to_owned(),
         }
@@ -344,7 +341,7 @@ impl Link<'_> {
         }
         let manifest = Manifest::decode(&self.verified(whole.manifest.take().unwrap())).unwrap();
         let domain = self.node.bundle.trust_domain().clone();
-        manifest.check_for(&domain, self.node.id, self.node.held.generation(), START).unwrap();
+        manifest.check_for(&domain, self.node.id, self.node.held.generation(), self.node.now).unwrap();
         let (scope, refused) = self.node.held.scope.apply(whole).unwrap();
         assert!(refused.is_empty());
         scope.check_against(&manifest).unwrap();

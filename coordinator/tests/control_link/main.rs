@@ -13,4 +13,5 @@ mod mesh;
 
 mod attacks;
 mod enrolment;
+mod scale;
 mod updates;

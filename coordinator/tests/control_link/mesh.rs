@@ -51,15 +51,31 @@ allow:
   desk: { from: [shop/web], ports: [api] }
 ";
 
+/// What a client must know of a coordinator.
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    pub(crate) bundle: TrustBundle,
+    /// The clients' clock.
+    pub(crate) now: UnixTime,
+}
+
 pub(crate) struct Mesh {
     pub(crate) registry: Arc<Registry>,
     pub(crate) links: Arc<Links>,
-    pub(crate) address: SocketAddr,
+    target: Target,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
     following: JoinHandle<()>,
     time: Arc<Mutex<UnixTime>>,
     directory: tempfile::TempDir,
+}
+
+impl std::ops::Deref for Mesh {
+    type Target = Target;
+
+    fn deref(&self) -> &Target {
+        &self.target
+    }
 }
 
 fn settings() -> MeshSettings {
@@ -114,11 +130,12 @@ impl Mesh {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener =
             Listener::bind(loopback, Arc::clone(&registry), Arc::clone(&links), LinkSettings::default()).unwrap();
-        let address = listener.local_address().unwrap();
+        let bundle = registry.authority().bundle().clone();
+        let target = Target { address: listener.local_address().unwrap(), bundle, now: START };
         let stop = watch::Sender::new(false);
         let asked = stop.subscribe();
         let serving = tokio::spawn(async move { listener.run(asked).await });
-        Self { registry, links, address, stop, serving, following, time, directory }
+        Self { registry, links, target, stop, serving, following, time, directory }
     }
 
     /// Stops cleanly and starts again on what lies on the disk, on another port.
@@ -138,10 +155,6 @@ impl Mesh {
     pub(crate) fn pass(&self, by: Duration) {
         let mut time = self.time.lock().unwrap();
         *time = time.plus(by);
-    }
-
-    pub(crate) fn bundle(&self) -> TrustBundle {
-        self.registry.authority().bundle().clone()
     }
 
     pub(crate) async fn token(&self, uses: u32, workloads: &[&str]) -> JoinToken {
