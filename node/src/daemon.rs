@@ -148,9 +148,11 @@ async fn supervise(tasks: &mut Tasks, stopper: &Stopper, stop: &Stop) -> Result<
     let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
     let mut ended = tokio::select! {
+        // Once the word is given tasks end, and that is well.
+        biased;
+        () = stop.stopped() => { info!("asked to stop"); Ok(()) }
         _ = terminate.recv() => { info!("SIGTERM: stopping"); Ok(()) }
         _ = interrupt.recv() => { info!("SIGINT: stopping"); Ok(()) }
-        () = stop.stopped() => { info!("asked to stop"); Ok(()) }
         (name, outcome) = tasks.next() => {
             // Nothing ends by itself; a hole in the daemon must not look like a running one.
             outcome.and_then(|()| Err(Refusal::new(Reason::Internal, format!("the task {name} has ended by itself"))))

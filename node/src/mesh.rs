@@ -26,7 +26,7 @@ use warren_proto::{InstanceId, NodeId, TrustBundle, TrustDomain, UnixTime, Workl
 use crate::certificates::key_store::Instance;
 use crate::clock::Clock;
 use crate::mesh_view::{Acceptance, Knowledge, Local, MeshView, OwnInstance, read_hints};
-use crate::snapshot::{self, Floor};
+use crate::snapshot::{self, Endpoints, Floor};
 use crate::state_dir::StateDir;
 
 /// Records that could not be judged for want of time or freshness are judged again this often, and what only added peers
@@ -152,6 +152,7 @@ pub struct Mesh {
     seen: RevocationSet,
     knowledge: Option<Arc<Knowledge>>,
     hints: HashMap<InstanceId, Vec<SocketAddr>>,
+    saved_hints: Endpoints,
     heard: UnixTime,
     admitted: HashSet<InstanceId>,
     refused: Arc<[RefusedRecord]>,
@@ -191,6 +192,7 @@ impl Mesh {
         for text in &found.refused {
             warn!(reason = Reason::StateCorrupt.name(), "stored snapshot refused: {text}");
         }
+        let saved_hints = snapshot::read_endpoints(&start.state);
         let (commands, receive) = mpsc::channel(DEPTH);
         let (view, watch_view) = watch::channel(None);
         let (bundle, watch_bundle) = watch::channel(start.bundle.clone());
@@ -204,7 +206,8 @@ impl Mesh {
             waiting: VecDeque::new(),
             unsaved: false,
             knowledge: None,
-            hints: HashMap::new(),
+            hints: saved_hints.clone().into_iter().collect(),
+            saved_hints,
             commands: receive,
             start,
             floor,
@@ -241,6 +244,7 @@ impl Mesh {
             }
         }
         self.save();
+        self.save_hints();
         self.save_time();
     }
 
@@ -254,6 +258,7 @@ impl Mesh {
             }
             Command::Hints(hints) => {
                 self.hints.extend(read_hints(&hints));
+                self.forget_gone();
                 self.publish();
             }
             Command::Instance(instance) => {
@@ -334,8 +339,14 @@ impl Mesh {
             *held = bundle;
             newer
         });
-        self.hints.retain(|instance, _| knowledge.scope.peers.contains_key(instance));
         self.knowledge = Some(Arc::new(knowledge));
+        self.forget_gone();
+    }
+
+    /// Hints about those this node knows nothing of would only grow.
+    fn forget_gone(&mut self) {
+        let known = self.knowledge.as_ref();
+        self.hints.retain(|instance, _| known.is_some_and(|known| known.scope.peers.contains_key(instance)));
     }
 
     fn handle_heartbeat(&mut self, signed: &wire::SignedObject) -> Result<(), Refusal> {
@@ -485,6 +496,7 @@ impl Mesh {
         if self.unsaved {
             self.save();
         }
+        self.save_hints();
         if keep_time {
             self.save_time();
         }
@@ -499,6 +511,17 @@ impl Mesh {
             Ok(()) => self.unsaved = false,
             // What is in force stays in force; the next tick tries again.
             Err(failure) => error!(next = failure.hint(), "the snapshot is not stored: {failure}"),
+        }
+    }
+
+    fn save_hints(&mut self) {
+        let hints: Endpoints = self.hints.iter().map(|(instance, endpoints)| (*instance, endpoints.clone())).collect();
+        if hints == self.saved_hints {
+            return;
+        }
+        match snapshot::write_endpoints(&self.start.state, &hints) {
+            Ok(()) => self.saved_hints = hints,
+            Err(failure) => error!(next = failure.hint(), "where peers are is not stored: {failure}"),
         }
     }
 

@@ -4,11 +4,15 @@
 //! judged again, and a generation below the floor is refused, so that putting an older snapshot back brings no revoked
 //! peer back.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
 use prost::Message;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 use warren_proto::peer_map::{Generation, Manifest, RevocationSet};
-use warren_proto::reason::Refusal;
-use warren_proto::{UnixTime, wire};
+use warren_proto::reason::{Reason, Refusal};
+use warren_proto::{InstanceId, UnixTime, wire};
 
 use crate::mesh_view::{Acceptance, Knowledge};
 use crate::state_dir::{StateDir, StateError};
@@ -17,6 +21,10 @@ const SNAPSHOT: &str = "snapshot";
 const PREVIOUS: &str = "snapshot.previous";
 const FLOOR: &str = "floor";
 const REVOCATIONS: &str = "revocations";
+const ENDPOINTS: &str = "endpoints";
+
+/// Where peers may be reached, unsigned.
+pub type Endpoints = BTreeMap<InstanceId, Vec<SocketAddr>>;
 
 /// What must never go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -56,6 +64,26 @@ pub fn write(state: &StateDir, knowledge: &Knowledge, floor: &Floor) -> Result<(
     state.write(REVOCATIONS, &knowledge.revocations.encode())?;
     state.write_keeping(SNAPSHOT, PREVIOUS, &knowledge.to_update().encode_to_vec())?;
     write_floor(state, floor)
+}
+
+/// Reads where peers were last to be reached. It is a hint like any other: a damaged file is named and left out.
+#[must_use]
+pub fn read_endpoints(state: &StateDir) -> Endpoints {
+    let read = state.read(ENDPOINTS).map_err(|error| error.to_string()).and_then(|body| match body {
+        None => Ok(Endpoints::new()),
+        Some(body) => serde_json::from_slice(&body).map_err(|error| error.to_string()),
+    });
+    read.unwrap_or_else(|error| {
+        warn!(reason = Reason::StateCorrupt.name(), "{}: {error}", state.path_of(ENDPOINTS).display());
+        Endpoints::new()
+    })
+}
+
+/// Writes where peers are to be reached.
+pub fn write_endpoints(state: &StateDir, endpoints: &Endpoints) -> Result<(), StateError> {
+    let body =
+        serde_json::to_vec(endpoints).map_err(|e| StateError::corrupt(&state.path_of(ENDPOINTS), e.to_string()))?;
+    state.write(ENDPOINTS, &body)
 }
 
 /// What a start from disk found.

@@ -119,7 +119,7 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
     let engine = EngineConfig { mtu: facts.mtu.into(), ..EngineConfig::new(rand::random()) };
     let clock = around.clock.clone();
     let started = DataPlane::start(DataPlaneConfig { engine, time: Arc::new(move || clock.now()) }, devices, events);
-    let served = match started {
+    match started {
         Ok(plane) => {
             let (orders, from_mesh) = mpsc::unbounded_channel::<MeshUpdate>();
             around.mesh.attach(Box::new(move |update| drop(orders.send(update)))).await;
@@ -127,20 +127,23 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
             let serving = Serving { facts: &facts, keeper: &keeper, plane: &plane, trust_domain, desired };
             let served = serving.serve(&mut around, view, from_mesh, &mut from_plane, &mut from_host).await;
             around.ready.send_replace(false);
-            blocking(move || plane.shut_down()).await.and(served)
+            // The host first: the TUN device goes away with the data plane, and a host that is still kept would miss it.
+            let reverted = blocking(move || keeper.stop()).await.and_then(|reverted| {
+                reverted.map_err(|error| {
+                    Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}"))
+                })
+            });
+            let ended = blocking(move || plane.shut_down()).await;
+            // The last flows are still worth a line.
+            while let Ok(event) = from_plane.try_recv() {
+                if let DataPlaneEvent::Flow(record) = event {
+                    around.flows.add(flow_line(&record, None));
+                }
+            }
+            served.and(reverted).and(ended)
         }
         Err(error) => Err(Refusal::new(Reason::Internal, format!("the data plane does not start: {error}"))),
-    };
-    // The last flows are still worth a line.
-    while let Ok(event) = from_plane.try_recv() {
-        if let DataPlaneEvent::Flow(record) = event {
-            around.flows.add(flow_line(&record, None));
-        }
     }
-    blocking(move || keeper.stop())
-        .await?
-        .map_err(|error| Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}")))?;
-    served
 }
 
 struct Serving<'a> {
@@ -216,7 +219,8 @@ impl Serving<'_> {
                 around.flows.add(line);
             }
             DataPlaneEvent::DeviceLost { what, error } => {
-                return Err(Refusal::new(Reason::Internal, format!("{what} is lost: {error}"))
+                let detail = format!("{what} of {} is lost: {error}", self.facts.device);
+                return Err(Refusal::new(Reason::Internal, detail)
                     .hint("something removed it; the node has closed: restart it"));
             }
         }
