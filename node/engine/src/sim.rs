@@ -421,7 +421,8 @@ fn workers(shared: &Arc<Shared>) -> Vec<(Worker, Outbox)> {
 /// A policy in which each `(from, to, port)` may call that UDP port and nobody anything else.
 pub(crate) fn policy(workloads: &[&str], allow: &[(&str, &str, u16)]) -> Arc<CompiledPolicy> {
     let mut text = String::from(
-        "kind: Set\nname: all\nowns: [mesh, bank]\n---\nkind: Mesh\nname: bank.example\n---\nkind: Namespace\nname: bank\n",
+        "kind: Set\nname: all\nowns: [mesh, bank]\n---\nkind: Mesh\nname: bank.example\n---\n\
+         kind: Namespace\nname: bank\n",
     );
     for workload in workloads {
         text += &format!("---\nkind: Service\nname: {workload}\n");

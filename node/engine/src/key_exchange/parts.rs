@@ -16,8 +16,8 @@ const NEXT_HEADER: u8 = 253;
 const IPV6_LEN: usize = 40;
 const HEADER_LEN: usize = 12;
 
-/// Both ends of every control datagram: fe80::7761:7272:656e and the next one ("warren" in ASCII). They never reach a host,
-/// so they need not differ between peers.
+/// Both ends of every control datagram: fe80::7761:7272:656e and the next one ("warren" in ASCII). They never reach a
+/// host, so they need not differ between peers.
 const SOURCE: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x77, 0x61, 0x72, 0x72, 0x65, 0x6e];
 const DESTINATION: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0x77, 0x61, 0x72, 0x72, 0x65, 0x6f];
 

@@ -136,7 +136,10 @@ fn another_version_is_named_with_the_exchange_of_its_offer() {
 
 proptest! {
     #[test]
-    fn arbitrary_control_datagrams_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), header in any::<bool>()) {
+    fn arbitrary_control_datagrams_never_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        header in any::<bool>(),
+    ) {
         let mut packet = bytes;
         if header {
             let real = parts::split(Kind::Offer, 5, &[0; 10], 300).remove(0);

@@ -1,5 +1,6 @@
 //! One way between a local instance and a peer: its tunnels, its data sessions, the packets that wait, and every
-//! timer that moves it. Handshake and exchange stand in [`exchange`], what time brings in [`upkeep`], addresses in [`endpoint`].
+//! timer that moves it. Handshake and exchange stand in [`exchange`], what time brings in [`upkeep`], addresses in
+//! [`endpoint`].
 //!
 //! ```text
 //!            packet, rekey, silence                Response                 Accept            first message
