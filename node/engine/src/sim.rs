@@ -47,17 +47,25 @@ pub(super) struct Wire {
     pub(super) doubled: f64,
     /// Each datagram takes between 1 ms and this.
     pub(super) delay: Duration,
-    /// Chance that some earlier datagram is sent again from somewhere else.
+    /// Chance that some earlier datagram is sent again, perhaps from somewhere else.
     pub(super) replayed: f64,
+    /// Chance that a copy from somewhere else overtakes the datagram itself: a neighbour on the wire can do that.
+    pub(super) overtaken: f64,
     /// Chance that a bit of a copy is flipped.
     pub(super) mutated: f64,
 }
 
 impl Wire {
     pub(super) const CLEAN: Self =
-        Self { loss: 0.0, doubled: 0.0, delay: Duration::from_millis(2), replayed: 0.0, mutated: 0.0 };
-    pub(super) const HOSTILE: Self =
-        Self { loss: 0.2, doubled: 0.2, delay: Duration::from_millis(200), replayed: 0.1, mutated: 0.1 };
+        Self { loss: 0.0, doubled: 0.0, delay: Duration::from_millis(2), replayed: 0.0, overtaken: 0.0, mutated: 0.0 };
+    pub(super) const HOSTILE: Self = Self {
+        loss: 0.2,
+        doubled: 0.2,
+        delay: Duration::from_millis(200),
+        replayed: 0.1,
+        overtaken: 0.02,
+        mutated: 0.1,
+    };
 }
 
 pub(super) struct Host {
@@ -82,7 +90,7 @@ pub(super) struct World {
     /// Hosts that others are not told of.
     pub(super) removed: HashSet<usize>,
     in_flight: BTreeMap<(Duration, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
-    recorded: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    recorded: Vec<(Duration, SocketAddr, SocketAddr, Vec<u8>)>,
     sequence: u64,
     generation: u64,
     next_id: u64,
@@ -306,7 +314,10 @@ impl World {
     }
 
     fn transmit(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
-        self.recorded.push((from, to, datagram.clone()));
+        const ELSEWHERE: ([u8; 4], u16) = ([203, 0, 113, 9], 666);
+        if self.random.random_bool(self.wire.overtaken) {
+            self.arrive(SocketAddr::from(ELSEWHERE), to, &datagram);
+        }
         let copies = if self.random.random_bool(self.wire.loss) {
             0
         } else {
@@ -316,18 +327,19 @@ impl World {
             self.launch(from, to, datagram.clone());
         }
         if self.random.random_bool(self.wire.mutated) {
-            let mut mutant = datagram;
+            let mut mutant = datagram.clone();
             let bit = self.random.random_range(0..mutant.len() * 8);
             mutant[bit / 8] ^= 1 << (bit % 8);
             self.launch(from, to, mutant);
         }
-        if self.random.random_bool(self.wire.replayed) {
-            let at = self.random.random_range(0..self.recorded.len());
-            let (from, to, datagram) = self.recorded[at].clone();
-            // Half of the replays come from an address that was never the sender's.
-            let from = if self.random.random() { from } else { SocketAddr::from(([203, 0, 113, 9], 666)) };
+        // What was sent longer ago than the wire delays anything has arrived or is lost.
+        let settled = self.recorded.partition_point(|(at, ..)| *at + self.wire.delay < self.now.monotonic);
+        if settled > 0 && self.random.random_bool(self.wire.replayed) {
+            let (_, from, to, datagram) = self.recorded[self.random.random_range(0..settled)].clone();
+            let from = if self.random.random() { from } else { SocketAddr::from(ELSEWHERE) };
             self.launch(from, to, datagram);
         }
+        self.recorded.push((self.now.monotonic, from, to, datagram));
     }
 
     fn launch(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
