@@ -1,6 +1,7 @@
 //! The command line: one file per verb. A verb parses its own arguments, does one thing, prints through
 //! [`Output`] and says how it ended with an [`Exit`].
 
+pub mod admin;
 pub mod cert;
 pub mod check;
 pub mod config;
@@ -99,6 +100,8 @@ enum Command {
     Cert(cert::Arguments),
     /// Show, check or explain this node's configuration [local]
     Config(config::Arguments),
+    #[command(flatten)]
+    Admin(admin::Command),
     /// Versions of this program and of the protocols it speaks [local]
     Version,
 }
@@ -131,6 +134,7 @@ fn run(command: Command, context: &Context) -> Outcome {
         Command::Flows(arguments) => flows::run(arguments, context),
         Command::Cert(arguments) => cert::run(arguments, context),
         Command::Config(arguments) => config::run(arguments, context),
+        Command::Admin(command) => admin::run(command, context),
         Command::Version => version::run(context),
     }
 }

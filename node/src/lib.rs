@@ -4,6 +4,7 @@
 //! the engine, and what comes back is an acknowledgement or a fact. Everything that touches a socket, a
 //! file, a clock or the operating system lives in this crate and nowhere below it.
 
+pub mod admin_client;
 pub mod certificates;
 pub mod cli;
 pub mod clock;

@@ -50,7 +50,7 @@ impl Present for Explanation {
 }
 
 /// Splits `NAME:PORT[/PROTOCOL]`, `V4:PORT[/..]` or `[V6]:PORT[/..]`.
-fn parse_destination(text: &str) -> Result<(String, u16, String), String> {
+pub(super) fn parse_destination(text: &str) -> Result<(String, u16, String), String> {
     let (host, rest) = text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port"))?;
     let (port, protocol) = rest.split_once('/').unwrap_or((rest, "tcp"));
     let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("{port:?} is not a port"))?;

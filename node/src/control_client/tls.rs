@@ -61,6 +61,11 @@ impl ClientTls {
         Self::build(trust, clock, ALPN_CONTROL, Some((chain, key)))
     }
 
+    /// For the coordinator's admin API, which is HTTP/1.1 and knows its caller by a token.
+    pub fn admin(trust: Trust, clock: Arc<Clock>) -> Result<Self, Refusal> {
+        Self::build(trust, clock, b"http/1.1", None)
+    }
+
     fn build(
         trust: Trust,
         clock: Arc<Clock>,
