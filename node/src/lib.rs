@@ -21,3 +21,6 @@ pub mod snapshot;
 pub mod state_dir;
 pub mod stop;
 pub mod telemetry;
+
+#[cfg(test)]
+mod test_mesh;

@@ -489,7 +489,10 @@ impl Mesh {
             .iter()
             .any(|record| matches!(record.refusal.reason, Reason::CertificateNotYetValid | Reason::MeshStale));
         let now = self.start.clock.now().unix;
-        let ended = self.view.borrow().as_ref().is_some_and(|view| view.peers.iter().any(|p| p.valid_until() <= now));
+        let ended = self.view.borrow().as_ref().is_some_and(|view| {
+            let own = view.own.as_ref().is_some_and(|own| own.validity.1 <= now);
+            own || view.peers.iter().any(|peer| peer.valid_until() <= now)
+        });
         if ended || (waits_for_time && !self.is_stale()) {
             self.publish();
         }
@@ -532,3 +535,6 @@ impl Mesh {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
