@@ -485,7 +485,10 @@ async fn a_confined_token_changes_nothing_outside_its_namespaces() {
     let foreign = BANK.replace("from: [shop/web-frontend]", "from: [any]");
     let told = fixture.apply(&author, &foreign, 1, "").await;
     assert_eq!((told.status, told.code()), (StatusCode::FORBIDDEN, "not-permitted"), "{}", told.body);
-    let own = BANK.replace("name: shop/web-frontend\n", "name: shop/web-frontend\nports: { web: { port: 443, protocol: tcp } }\n");
+    let own = BANK.replace(
+        "name: shop/web-frontend\n",
+        "name: shop/web-frontend\nports: { web: { port: 443, protocol: tcp } }\n",
+    );
     assert_eq!(fixture.apply(&author, &own, 1, "").await.status, StatusCode::OK);
 
     let operator = fixture.token(&admin, "shop-ops", Role::Operator, &["shop"]).await;

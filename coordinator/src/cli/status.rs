@@ -62,6 +62,7 @@ fn shown(report: &Report) -> String {
     let (connected, pending) = (report.connected.len(), report.pending.len());
     let headline = match (report.running, pending) {
         (false, _) => "not running; what follows is the store's".to_owned(),
+        (true, 0) if connected == 0 => "running; no node is connected".to_owned(),
         (true, 0) => "running; every connected node has acknowledged all that concerns it".to_owned(),
         (true, _) => format!("running; {pending} of {connected} connected nodes have not acknowledged everything"),
     };

@@ -5,8 +5,12 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -19,6 +23,7 @@ use super::limits::{Rate, SourceLimits};
 use super::session::{self, Shared};
 use super::tls::{Presented, server_config, trusted_node};
 use super::{LinkSettings, Links, dispatch, enrol};
+use crate::ca::Authority;
 use crate::registry::Registry;
 
 /// Connection attempts of one source: a rack behind one address comes up at once, a flood does not get far.
@@ -41,6 +46,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(12);
 /// Streams that a node may have open at once: the session and its issuances.
 const STREAMS: u32 = 9;
+/// Bytes of a connection id.
+const CONNECTION_ID: usize = 8;
 /// How long a clean stop waits for goodbyes to arrive.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -105,7 +112,9 @@ impl Listener {
         let mut server = ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(Arc::new(transport())).max_incoming(INCOMING).incoming_buffer_size(32 * 1024);
         let socket = UdpSocket::bind(address).map_err(|source| ListenerError::Bind { address, source })?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime))
+        let mut endpoint = EndpointConfig::new(Arc::new(reset_key(&registry.authority())));
+        endpoint.cid_generator(|| Box::new(RandomIds));
+        let endpoint = Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime))
             .map_err(|source| ListenerError::Bind { address, source })?;
         Ok(Self { endpoint, registry, links, settings, presented })
     }
@@ -156,6 +165,33 @@ impl Listener {
     }
 }
 
+/// The key of stateless resets (RFC 9000, section 10.3), the same after a restart: a process that was killed cannot say
+/// goodbye, so the next one answers packets of its connections with a reset and nodes come back at once. It is
+/// bound to the coordinator's own key, which nobody else has.
+fn reset_key(authority: &Authority) -> hmac::Key {
+    let key = authority.tls_key();
+    let secret = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.secret_der()), b"warren stateless reset v1");
+    hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref())
+}
+
+/// Random connection ids. The default's carry a check keyed by the process, which would keep the next one from answering
+/// with a reset.
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&rand::random::<[u8; CONNECTION_ID]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
@@ -166,7 +202,7 @@ fn transport() -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(128 * 1024))
         .receive_window(VarInt::from_u32(512 * 1024))
-        .send_window(1024 * 1024)
+        .send_window(256 * 1024)
         .datagram_receive_buffer_size(None);
     transport
 }

@@ -13,5 +13,5 @@ mod mesh;
 
 mod attacks;
 mod enrolment;
-mod scale;
+mod process;
 mod updates;
