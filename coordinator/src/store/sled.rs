@@ -308,6 +308,8 @@ fn open_engine(options: &Options, seams: &Seams, intent: Intent) -> Result<Parts
         Damage::Frame(FrameError::TooNew(..)) => OpenError::TooNew(damage.to_string()),
         other => OpenError::Damaged(other.to_string()),
     })?;
+    // What was under way when the process died may lie in the system's cache only: it is not served before it is durable.
+    let ahead = mark.is_some_and(|mark| (mark.epoch, mark.revision) < (state.epoch, state.revision));
     match (intent, mark) {
         (Intent::Open, None) => return Err(OpenError::MarkUnreadable(options.mark_path())),
         (Intent::Open, Some(mark)) => check_mark(&state, &mark)?,
@@ -319,7 +321,7 @@ fn open_engine(options: &Options, seams: &Seams, intent: Intent) -> Result<Parts
         (Intent::Create, _) => {}
     }
     let mut parts = Parts { database, kv, log, meta, log_file, sidecar, state, ids };
-    if fresh || intent == Intent::AcceptLoss {
+    if fresh || ahead || intent == Intent::AcceptLoss {
         make_first_durable(options, seams, &mut parts)?;
     }
     Ok(parts)

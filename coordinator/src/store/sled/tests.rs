@@ -156,6 +156,21 @@ async fn after_a_failed_sync_the_handle_serves_nobody_and_a_repeat_after_reopeni
 }
 
 #[tokio::test]
+async fn what_was_under_way_when_the_process_died_is_durable_before_it_is_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let (io, seams) = counted();
+    let store = SledStore::create(options(directory.path()), seams).unwrap();
+    *io.failing.lock().unwrap() = Some((SyncTarget::Log, io::ErrorKind::Other));
+    store.commit(put(1)).await.unwrap_err();
+    drop(store);
+    for syncs in [1, 0] {
+        let (io, seams) = counted();
+        let store = SledStore::open(options(directory.path()), seams).unwrap();
+        assert_eq!((store.health().revision, io.syncs(SyncTarget::Log)), (Revision(1), syncs));
+    }
+}
+
+#[tokio::test]
 async fn a_nearly_full_disk_refuses_changes_keeps_reading_and_recovers_by_itself() {
     let directory = tempfile::tempdir().unwrap();
     let (io, seams) = counted();
