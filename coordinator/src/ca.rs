@@ -18,7 +18,7 @@ mod issue;
 mod request;
 mod template;
 
-pub use authority::{Authority, CaParameters};
+pub use authority::{Authority, CaParameters, ISSUING_LIFETIME};
 pub use files::CaError;
 pub use issue::{IssuedNode, IssuedTunnel, TunnelTerms};
 pub use request::RequesterKey;

@@ -31,6 +31,8 @@ pub const CA_DIRECTORY: &str = "ca";
 const CLOCK: Duration = Duration::from_secs(60);
 /// How often ended records are looked for.
 const SWEEP: Duration = Duration::from_secs(600);
+/// Revisions whose changes and commit ids the store keeps: hours of a large mesh, for whoever repeats a request.
+const FEED: u64 = 10_000;
 /// How often the CA's own certificates are looked at; they are renewed at half of their life, which is days.
 const RENEWAL: Duration = Duration::from_secs(3600);
 /// How long a clean stop may take in all; systemd would wait longer, nodes need not.
@@ -195,18 +197,25 @@ async fn maintain(registry: Arc<Registry>, listener: Arc<Listener>, clock: Arc<W
                     tracing::warn!(%error, "the clock's floor could not be written");
                 }
             }
-            _ = sweep.tick() => loop {
-                match registry.sweep().await {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(refusal) => {
-                        tracing::warn!(%refusal, "ended records could not be forgotten");
-                        break;
-                    }
-                }
-            },
+            _ = sweep.tick() => forget(&registry).await,
             _ = renewal.tick() => renew(&registry, &listener).await,
         }
+    }
+}
+
+async fn forget(registry: &Registry) {
+    loop {
+        match registry.sweep().await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(refusal) => {
+                tracing::warn!(%refusal, "ended records could not be forgotten");
+                break;
+            }
+        }
+    }
+    if let Err(refusal) = registry.trim_feed(FEED).await {
+        tracing::warn!(%refusal, "the store's feed could not be trimmed");
     }
 }
 

@@ -22,7 +22,8 @@ pub(super) const MINIMUM_LIFETIME: Duration = Duration::from_secs(5 * 60);
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const ROOT_LIFETIME: Duration = DAY.saturating_mul(3652);
-const ISSUING_LIFETIME: Duration = DAY.saturating_mul(30);
+/// The lifetime of an issuing certificate.
+pub const ISSUING_LIFETIME: Duration = DAY.saturating_mul(30);
 const COORDINATOR_LIFETIME: Duration = DAY.saturating_mul(30);
 /// A node that starts without the coordinator checks the last manifest's signer, so the signer outlives
 /// every tunnel certificate by far.

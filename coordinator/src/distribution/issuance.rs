@@ -6,7 +6,7 @@ use warren_proto::certificate::Capabilities;
 use warren_proto::codec::MAX_ENROL_FRAME;
 use warren_proto::possession::{self, TunnelKeyClaim};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, wire};
+use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, UnixTime, wire};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::framing::{Receiver, Sender};
@@ -18,10 +18,14 @@ use crate::state::records::Instance;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Requester {
     pub(super) node: NodeId,
-    /// SHA-256 of the SubjectPublicKeyInfo it authenticated with.
-    pub(super) key_sha256: [u8; 32],
-    /// Its certificate has ended: it may renew that, and nothing else.
-    pub(super) ended: bool,
+    /// When the certificate ends that the link was made with. From then on it may be renewed, and nothing else.
+    pub(super) ends: UnixTime,
+}
+
+impl Requester {
+    pub(super) fn ended(self, now: UnixTime) -> bool {
+        self.ends <= now
+    }
 }
 
 /// A challenge with the private half of its one-time key.
@@ -109,10 +113,10 @@ async fn converse(
     match request.request {
         Some(wire::issue_request::Request::Node(request)) => {
             let key = proven_key(&challenge, &exporter, &request.csr, &request.possession)?;
-            let renewed = registry.renew_node(requester.node, requester.key_sha256, &key).await?;
+            let renewed = registry.renew_node(requester.node, requester.ends, &key).await?;
             Ok(wire::issue_response::Result::Node(certificate_chain(renewed.chain)))
         }
-        Some(wire::issue_request::Request::Tunnel(_)) if requester.ended => {
+        Some(wire::issue_request::Request::Tunnel(_)) if requester.ended(registry.now()) => {
             Err(Refusal::new(Reason::CertificateEnded, "the node's certificate has ended: only it may be renewed"))
         }
         Some(wire::issue_request::Request::Tunnel(request)) => {

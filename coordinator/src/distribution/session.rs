@@ -88,14 +88,8 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: quinn::Connection, no
 
 async fn run(shared: &Arc<Shared>, connection: &quinn::Connection, trusted: &TrustedNode) -> Result<(), Refusal> {
     let node = trusted.certificate.node();
-    let leaf = trusted.certificate.leaf();
-    admitted_node(&shared.registry.state(), node)?;
-    check_not_revoked(&shared.registry.state(), trusted)?;
-    let requester = Requester {
-        node,
-        key_sha256: warren_proto::peer_map::object_digest(leaf.spki()),
-        ended: leaf.not_after() <= shared.registry.now(),
-    };
+    check_trusted(shared, trusted)?;
+    let requester = Requester { node, ends: trusted.certificate.leaf().not_after() };
     let late = || Refusal::new(Reason::FrameUnexpected, "no Hello came in time");
     let opened = timeout(HELLO, connection.accept_bi()).await.map_err(|_| late())?;
     let (send, receive) = opened.map_err(|error| lost(&error))?;
@@ -110,8 +104,10 @@ async fn run(shared: &Arc<Shared>, connection: &quinn::Connection, trusted: &Tru
         return Err(refusal);
     }
     let mut session = Session::attach(shared, connection, requester, trusted, send, &hello);
+    // What was revoked while the Hello was awaited found no link to cut; from here on it finds this one.
+    check_trusted(shared, trusted)?;
     session.welcome(connection.remote_address()).await?;
-    if requester.ended {
+    if session.only_renews {
         tracing::warn!(%node, "the node's certificate has ended; it may only renew it");
     }
     session.attend(connection, &mut receive).await
@@ -127,6 +123,12 @@ fn check_hello(hello: &wire::Hello) -> Result<(), Refusal> {
         return Err(Refusal::new(Reason::ReaderTooOld, detail).hint("upgrade warren on the node"));
     }
     Ok(())
+}
+
+fn check_trusted(shared: &Shared, trusted: &TrustedNode) -> Result<(), Refusal> {
+    let state = shared.registry.state();
+    admitted_node(&state, trusted.certificate.node())?;
+    check_not_revoked(&state, trusted)
 }
 
 fn check_not_revoked(state: &State, trusted: &TrustedNode) -> Result<(), Refusal> {
@@ -184,6 +186,8 @@ struct InFlight {
 struct Session {
     shared: Arc<Shared>,
     requester: Requester,
+    /// The certificate had ended when the link was made: it is renewed here, and nothing is told.
+    only_renews: bool,
     trusted: TrustedNode,
     attached: Attached,
     send: Sender,
@@ -217,13 +221,17 @@ impl Session {
             tracing::warn!(node = %requester.node, skew_ms = skew, "the node's clock is off");
         }
         let said = Generation { epoch: hello.epoch, revision: hello.revision };
+        let state = registry.state();
+        let resumable = said.revision != 0 && said <= state.generation() && said.epoch == state.epoch.0;
+        // A generation that this store never made is no acknowledgement of what it makes next.
+        let known = if resumable { said } else { Generation::default() };
         let status = LinkStatus {
             node: requester.node,
             since: now,
             remote: connection.remote_address(),
             software: hello.software.chars().filter(|c| !c.is_control()).take(64).collect(),
-            told: said,
-            acknowledged: said,
+            told: known,
+            acknowledged: known,
             refused: None,
             clock_skew_ms: skew,
             busy: true,
@@ -231,7 +239,6 @@ impl Session {
         let held = shared.links.held(requester.node);
         let attached = shared.links.attach(connection.clone(), status);
         let state = registry.state();
-        let resumable = said.revision != 0 && said <= state.generation() && said.epoch == state.epoch.0;
         let held = held.filter(|held| resumable && held.digest.as_slice() == hello.scope_digest).or_else(|| {
             let scope = project(&state, requester.node, &encoded_bundle(registry), now);
             let digest = scope.digest();
@@ -252,6 +259,7 @@ impl Session {
         Self {
             shared: Arc::clone(shared),
             requester,
+            only_renews: requester.ended(now),
             trusted: trusted.clone(),
             attached,
             send,
@@ -303,6 +311,7 @@ impl Session {
                 () = self.attached.mark.woken() => {
                     // Also while an update awaits its acknowledgement: who is revoked may never give it.
                     check_not_revoked(&self.shared.registry.state(), &self.trusted)?;
+                    self.check_in_date(self.shared.registry.now())?;
                     self.debounce();
                 }
                 () = until(flush_at) => self.flush().await?,
@@ -322,6 +331,15 @@ impl Session {
         }
     }
 
+    /// A link lives no longer than the certificate it was made with, however quiet it is.
+    fn check_in_date(&self, now: UnixTime) -> Result<(), Refusal> {
+        if self.only_renews || !self.requester.ended(now) {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::CertificateEnded, "the certificate that this link was made with has ended")
+            .hint("connect again with the renewed one"))
+    }
+
     fn debounce(&mut self) {
         let marks = self.attached.mark.look();
         let now = Instant::now();
@@ -335,7 +353,7 @@ impl Session {
     /// Sends what the node is to be told, if anything, and the hints that go with it.
     async fn flush(&mut self) -> Result<(), Refusal> {
         self.flush_at = None;
-        if self.in_flight.is_some() || self.requester.ended {
+        if self.in_flight.is_some() || self.only_renews {
             return Ok(());
         }
         let marks = self.attached.mark.look();
@@ -469,11 +487,12 @@ impl Session {
     async fn heartbeat(&mut self) -> Result<(), Refusal> {
         let registry = Arc::clone(&self.shared.registry);
         let now = registry.now();
+        self.check_in_date(now)?;
         if now >= self.refresh_at && self.in_flight.is_none() && self.base.revision != 0 {
             self.flush().await?;
         }
         // A node that refused its last update is told nothing reassuring.
-        let Some(generation) = self.confirmed.filter(|_| self.base.revision != 0 && !self.requester.ended) else {
+        let Some(generation) = self.confirmed.filter(|_| self.base.revision != 0 && !self.only_renews) else {
             return Ok(());
         };
         let trust_domain = registry.state().settings()?.trust_domain.clone();

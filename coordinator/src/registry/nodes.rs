@@ -102,21 +102,16 @@ impl Registry {
         .await
     }
 
-    /// A new certificate for a node that has shown its present one. `presented` is the SHA-256 of the key of that
-    /// certificate: when it has ended, only that key may be renewed.
-    pub async fn renew_node(
-        &self,
-        id: NodeId,
-        presented: [u8; 32],
-        key: &RequesterKey,
-    ) -> Result<EnrolledNode, Refusal> {
+    /// A new certificate for a node that has shown one at its link. `ends` is when that one ends: with one that has
+    /// ended, only the newest key that was certified for the node is renewed, so that the key of a certificate long
+    /// superseded opens nothing.
+    pub async fn renew_node(&self, id: NodeId, ends: UnixTime, key: &RequesterKey) -> Result<EnrolledNode, Refusal> {
         let key_sha256 = key_hash(key);
         let caller = Caller::new(format!("node:{id}"));
         self.change(&caller, |state, now| {
             let known = admitted_node(state, id)?;
-            if known.certificate.not_after <= now
-                && (key_sha256 != presented || known.certificate.key_sha256.0 != presented)
-            {
+            let ended = ends <= now || known.certificate.not_after <= now;
+            if ended && key_sha256 != known.certificate.key_sha256.0 {
                 return Err(Refusal::new(
                     Reason::RenewalTooLate,
                     "a node certificate that has ended is renewed with its own key only",

@@ -8,7 +8,8 @@ use warren_proto::peer_map::{Revocation, RevocationTarget};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, UnixTime, WorkloadName};
 
-use super::{Caller, Entry, Plan, Registry, Transaction};
+use super::{Caller, Entry, Plan, RENEWAL_GRACE, Registry, Transaction};
+use crate::ca::ISSUING_LIFETIME;
 use crate::state::records::{Instance, MeshSettings, Node};
 use crate::state::{Key, State, Stored};
 
@@ -49,7 +50,7 @@ impl Registry {
                     id: id.clone(),
                     target,
                     revoked_at: now,
-                    expires_at: last_end(settings, now),
+                    expires_at: self.last_end(settings, &what, now),
                     reason: caller.why.clone(),
                 };
                 let mut transaction = Transaction::default();
@@ -70,15 +71,27 @@ impl Registry {
             .cloned()
             .ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no revocation {id}")))
     }
-}
 
-/// When the last certificate that exists now has ended.
-fn last_end(settings: &MeshSettings, now: UnixTime) -> UnixTime {
-    let longest = settings
-        .max_certificate_lifetime
-        .max(settings.tunnel_certificate_lifetime)
-        .max(settings.node_certificate_lifetime);
-    now.plus(Duration::from_secs(u64::from(longest))).plus(CLOCK_SKEW)
+    /// When nothing is left that the revocation could concern.
+    fn last_end(&self, settings: &MeshSettings, what: &Revoke, now: UnixTime) -> UnixTime {
+        let longest = settings
+            .max_certificate_lifetime
+            .max(settings.tunnel_certificate_lifetime)
+            .max(settings.node_certificate_lifetime);
+        let leaves = now.plus(Duration::from_secs(u64::from(longest))).plus(CLOCK_SKEW);
+        match what {
+            // An ended node certificate still renews itself; a revoked one must not, however late.
+            Revoke::Certificate { .. } => leaves.plus(RENEWAL_GRACE),
+            // Whoever has the key signs new certificates until the issuer's own ends.
+            Revoke::Issuer(id) => {
+                let authority = self.authority();
+                let root = authority.root_certificate();
+                let ends = if root.key_id().as_bytes() == id { root.not_after() } else { now.plus(ISSUING_LIFETIME) };
+                leaves.max(ends.plus(CLOCK_SKEW)).plus(RENEWAL_GRACE)
+            }
+            Revoke::TunnelKey(_) | Revoke::Instance(_) | Revoke::Node(_) | Revoke::Identity(_) => leaves,
+        }
+    }
 }
 
 fn target(state: &State, settings: &MeshSettings, what: &Revoke, now: UnixTime) -> Result<RevocationTarget, Refusal> {

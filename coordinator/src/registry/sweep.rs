@@ -8,6 +8,7 @@ use warren_proto::reason::Refusal;
 use super::instances::release;
 use super::{Caller, Entry, Plan, Registry, Transaction};
 use crate::state::{Key, State};
+use crate::store::Revision;
 
 /// How long an ended token or instance stays listed, so that its late user is told "expired" and not "unknown".
 const LISTED_AFTER_END: Duration = Duration::from_secs(24 * 3600);
@@ -30,6 +31,22 @@ impl Registry {
             Ok(Plan::Commit { transaction, entry, answer: more })
         })
         .await
+    }
+
+    /// Lets the store forget its feed, and the ids of commits, but for the last `keep` revisions: both would grow with
+    /// every renewal of every node, on disk and in memory.
+    pub async fn trim_feed(&self, keep: u64) -> Result<(), Refusal> {
+        let health = self.store.health();
+        let upto = health.revision.0.saturating_sub(keep);
+        if upto <= health.compacted.0 {
+            return Ok(());
+        }
+        self.store.compact(Revision(upto)).await.map_err(|error| {
+            if error.is_fatal() {
+                self.fail(error.to_string());
+            }
+            error.into()
+        })
     }
 }
 

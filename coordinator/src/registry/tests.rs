@@ -315,14 +315,51 @@ async fn an_ended_node_renews_with_its_own_key_for_a_week_and_not_after() {
     let key = KeyPair::generate().expect("key");
     let token = mesh.token(1, &["shop/web"]).await;
     let node = mesh.enrol(&token, &key).await.expect("enrolled").node;
-    let own = node.certificate.key_sha256.0;
+    let ends = node.certificate.not_after;
     let other = KeyPair::generate().expect("key");
     mesh.pass(8 * DAY);
-    assert_eq!(reason(mesh.registry.renew_node(node.id, own, &requester(&other)).await), Reason::RenewalTooLate);
-    let renewed = mesh.registry.renew_node(node.id, own, &requester(&key)).await.expect("renewed");
+    assert_eq!(reason(mesh.registry.renew_node(node.id, ends, &requester(&other)).await), Reason::RenewalTooLate);
+    let renewed = mesh.registry.renew_node(node.id, ends, &requester(&key)).await.expect("renewed");
     assert!(renewed.node.certificate.not_after > mesh.registry.now());
     mesh.pass(15 * DAY);
-    assert_eq!(reason(mesh.registry.renew_node(node.id, own, &requester(&key)).await), Reason::RenewalTooLate);
+    let ends = renewed.node.certificate.not_after;
+    assert_eq!(reason(mesh.registry.renew_node(node.id, ends, &requester(&key)).await), Reason::RenewalTooLate);
+}
+
+#[tokio::test]
+async fn a_superseded_certificate_that_has_ended_renews_nothing() {
+    let mesh = Mesh::new().await;
+    let (old, new, thief) = (KeyPair::generate(), KeyPair::generate(), KeyPair::generate());
+    let (old, new, thief) = (old.expect("key"), new.expect("key"), thief.expect("key"));
+    let node = mesh.enrol(&mesh.token(1, &["shop/web"]).await, &old).await.expect("enrolled").node;
+    mesh.pass(4 * DAY);
+    let present = mesh.registry.renew_node(node.id, node.certificate.not_after, &requester(&new)).await;
+    let present = present.expect("renewed").node.certificate;
+    mesh.pass(4 * DAY);
+    // Whoever has the old key has what ended a day ago; the node itself has a certificate in date.
+    let ended = node.certificate.not_after;
+    assert!(ended < mesh.registry.now() && mesh.registry.now() < present.not_after);
+    for key in [&thief, &old] {
+        assert_eq!(reason(mesh.registry.renew_node(node.id, ended, &requester(key)).await), Reason::RenewalTooLate);
+    }
+    mesh.registry.renew_node(node.id, present.not_after, &requester(&thief)).await.expect("any key while in date");
+}
+
+#[tokio::test]
+async fn a_revocation_lasts_as_long_as_what_it_revokes_could_still_be_used() {
+    let mesh = Mesh::new().await;
+    let node = mesh.enrol(&mesh.token(1, &["shop/web"]).await, &KeyPair::generate().expect("key")).await;
+    let certificate = node.expect("enrolled").node.certificate;
+    let (issuer_key_id, serial) = (certificate.issuer_key_id, certificate.serial);
+    let revoke = |what| async { mesh.registry.revoke(&Caller::new("test"), what).await.expect("revoked").expires_at };
+    let of_certificate = revoke(Revoke::Certificate { issuer_key_id: issuer_key_id.clone(), serial }).await;
+    assert!(of_certificate >= certificate.not_after.plus(RENEWAL_GRACE), "an ended certificate still renews itself");
+    let authority = mesh.registry.authority();
+    let of_issuer = revoke(Revoke::Issuer(issuer_key_id)).await;
+    assert!(of_issuer >= authority.issuer_certificate().not_after(), "its key signs until then");
+    let root = authority.root_certificate();
+    let of_root = revoke(Revoke::Issuer(root.key_id().as_bytes().to_vec())).await;
+    assert!(of_root >= root.not_after());
 }
 
 #[tokio::test]
@@ -364,6 +401,20 @@ async fn the_sweep_forgets_what_has_ended_and_nothing_else() {
     mesh.pass(6 * DAY);
     while mesh.registry.sweep().await.expect("swept") {}
     assert!(mesh.registry.state().revocations.is_empty());
+}
+
+#[tokio::test]
+async fn the_feed_is_trimmed_and_everything_is_still_there_after_a_restart() {
+    let mesh = Mesh::new().await;
+    mesh.node(&["shop/web"]).await;
+    mesh.registry.trim_feed(100).await.expect("nothing to do yet");
+    assert_eq!(mesh.registry.store().health().compacted, Revision(0));
+    mesh.registry.trim_feed(1).await.expect("trimmed");
+    let health = mesh.registry.store().health();
+    assert_eq!(health.compacted.0, health.revision.0 - 1);
+    mesh.node(&["shop/web"]).await;
+    let mesh = mesh.restart().await;
+    assert_eq!(mesh.registry.state().nodes.len(), 2);
 }
 
 const POLICY: &str = "\

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rcgen::{CertificateParams, KeyPair};
 use warren_coordinator::registry::{Caller, Revoke};
 use warren_proto::codec::MAX_ENROL_FRAME;
+use warren_proto::peer_map::Generation;
 use warren_proto::{ALPN_CONTROL, ALPN_ENROL, PROTOCOL_VERSION, Reason, wire};
 
 use super::client::{Dial, EnrolAttempt, Frames, Identity, Link, Node, TunnelKeys, closed, node_frame, reason};
@@ -195,4 +196,39 @@ async fn a_link_ends_when_its_certificate_or_its_issuer_is_revoked() {
     assert!(second.connection.close_reason().is_none());
     mesh.registry.revoke(&Caller::new("test"), Revoke::Issuer(certificate.issuer_key_id)).await.unwrap();
     assert!(closed(&second.connection).await.starts_with("revoked"));
+}
+
+#[tokio::test]
+async fn a_link_ends_with_the_certificate_that_it_was_made_with() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    let link = node.connect(&mesh).await;
+    mesh.pass(Duration::from_secs(8 * 24 * 3600));
+    assert_eq!(reason(link.issue("shop/web", None).await), Reason::CertificateEnded);
+    mesh.registry.revoke(&Caller::new("test"), Revoke::TunnelKey([7; 32])).await.unwrap();
+    assert!(closed(&link.connection).await.starts_with("certificate-ended"));
+}
+
+#[tokio::test]
+async fn a_node_that_is_revoked_before_it_says_hello_gets_no_session() {
+    let mesh = Mesh::new().await;
+    let node = Node::with_token(&mesh, &["shop/web"]).await;
+    let connection = Dial::new(ALPN_CONTROL, Some(&node.identity)).connect(&mesh, &node.bundle).await.unwrap();
+    let mut frames = Frames::open(&connection).await;
+    mesh.registry.revoke(&Caller::new("test"), Revoke::Node(node.id)).await.unwrap();
+    frames.send(&node_frame(wire::node_frame::Frame::Hello(node.hello()))).await;
+    assert!(closed(&connection).await.starts_with("node-revoked"));
+}
+
+#[tokio::test]
+async fn a_generation_that_the_store_never_made_counts_as_no_acknowledgement() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    node.held.manifest = None;
+    let connection = Dial::new(ALPN_CONTROL, Some(&node.identity)).connect(&mesh, &node.bundle).await.unwrap();
+    let mut frames = Frames::open(&connection).await;
+    let ahead = wire::Hello { epoch: 1, revision: 1_000_000, ..node.hello() };
+    frames.send(&node_frame(wire::node_frame::Frame::Hello(ahead))).await;
+    let _: wire::CoordinatorFrame = frames.next().await.unwrap();
+    assert_eq!(mesh.links.get(node.id).unwrap().acknowledged, Generation::default());
 }
