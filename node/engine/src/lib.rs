@@ -47,6 +47,7 @@ mod peers;
 pub mod records;
 pub mod refusals;
 pub mod replay;
+pub mod segment;
 pub mod session;
 #[cfg(test)]
 mod sim;
