@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use warren_proto::WorkloadName;
 
+use crate::data_plane::offload::Switches;
+
 /// Where the file is when `--config` and `WARREN_CONFIG` name none.
 pub const DEFAULT_FILE: &str = "/etc/warren/warren.yaml";
 
@@ -50,6 +52,8 @@ pub struct Tunnel {
     pub workers: u16,
     /// Addresses to report to peers; empty for every address of the host.
     pub addresses: Vec<IpAddr>,
+    /// Offloads that may be used where the kernel has them.
+    pub offload: Switches,
 }
 
 /// Keys under `log`.
@@ -77,7 +81,14 @@ impl Default for Config {
             state_dir: "/var/lib/warren".into(),
             socket: "/run/warren/warren.sock".into(),
             workload: None,
-            tunnel: Tunnel { device: "warren0".into(), port: 51820, mtu: 1420, workers: 0, addresses: Vec::new() },
+            tunnel: Tunnel {
+                device: "warren0".into(),
+                port: 51820,
+                mtu: 1420,
+                workers: 0,
+                addresses: Vec::new(),
+                offload: Switches::ON,
+            },
             control_addresses: Vec::new(),
             log: Log { level: "info".into(), format: LogFormat::Human },
         }
@@ -104,6 +115,16 @@ struct TunnelDocument {
     mtu: Option<u64>,
     workers: Option<u64>,
     addresses: Option<Vec<String>>,
+    offload: OffloadDocument,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct OffloadDocument {
+    tso: Option<bool>,
+    uso: Option<bool>,
+    gso: Option<bool>,
+    gro: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -127,7 +148,7 @@ struct Key {
     set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
-const KEYS: [Key; 11] = [
+const KEYS: [Key; 15] = [
     Key {
         name: "state_dir",
         variable: "WARREN_STATE_DIR",
@@ -189,6 +210,30 @@ const KEYS: [Key; 11] = [
         },
     },
     Key {
+        name: "tunnel.offload.tso",
+        variable: "WARREN_TUNNEL_OFFLOAD_TSO",
+        show: |c| c.tunnel.offload.tso.to_string(),
+        set: |c, text| switch(text).map(|on| c.tunnel.offload.tso = on),
+    },
+    Key {
+        name: "tunnel.offload.uso",
+        variable: "WARREN_TUNNEL_OFFLOAD_USO",
+        show: |c| c.tunnel.offload.uso.to_string(),
+        set: |c, text| switch(text).map(|on| c.tunnel.offload.uso = on),
+    },
+    Key {
+        name: "tunnel.offload.gso",
+        variable: "WARREN_TUNNEL_OFFLOAD_GSO",
+        show: |c| c.tunnel.offload.gso.to_string(),
+        set: |c, text| switch(text).map(|on| c.tunnel.offload.gso = on),
+    },
+    Key {
+        name: "tunnel.offload.gro",
+        variable: "WARREN_TUNNEL_OFFLOAD_GRO",
+        show: |c| c.tunnel.offload.gro.to_string(),
+        set: |c, text| switch(text).map(|on| c.tunnel.offload.gro = on),
+    },
+    Key {
         name: "control.addresses",
         variable: "WARREN_CONTROL_ADDRESSES",
         show: |c| joined(&c.control_addresses),
@@ -231,6 +276,7 @@ impl Document {
     /// What the file says for `key`, as text; lists joined by commas.
     fn value(&self, key: &str) -> Option<String> {
         let numeric = |value: Option<u64>| value.map(|number| number.to_string());
+        let boolean = |value: Option<bool>| value.map(|on| on.to_string());
         let several = |value: &Option<Vec<String>>| value.as_ref().map(|items| items.join(","));
         match key {
             "state_dir" => self.state_dir.clone(),
@@ -241,6 +287,10 @@ impl Document {
             "tunnel.mtu" => numeric(self.tunnel.mtu),
             "tunnel.workers" => numeric(self.tunnel.workers),
             "tunnel.addresses" => several(&self.tunnel.addresses),
+            "tunnel.offload.tso" => boolean(self.tunnel.offload.tso),
+            "tunnel.offload.uso" => boolean(self.tunnel.offload.uso),
+            "tunnel.offload.gso" => boolean(self.tunnel.offload.gso),
+            "tunnel.offload.gro" => boolean(self.tunnel.offload.gro),
             "control.addresses" => several(&self.control.addresses),
             "log.level" => self.log.level.clone(),
             "log.format" => self.log.format.clone(),
@@ -436,6 +486,10 @@ fn list(text: &str) -> impl Iterator<Item = &str> {
 
 fn joined<T: ToString>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
 
 fn number(text: &str, least: u16, most: u16) -> Result<u16, String> {

@@ -14,6 +14,7 @@
 mod engine_loop;
 pub mod io;
 mod mailbox;
+pub mod offload;
 pub mod tun;
 pub mod udp;
 mod worker_loop;

@@ -25,13 +25,15 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::mpsc;
 use warren_engine::Now;
-use warren_engine::admission::Admitted;
 use warren_engine::identity::{LocalView, VerifiedPeer, verify};
 use warren_engine::mesh::{EngineConfig, Event, LocalKey, MeshUpdate, TunnelSecret};
+use warren_engine::output::{Delivery, Transmit};
+use warren_engine::segment::VirtioNetHeader;
 use warren_netns_tests::host::{self as lab_host, Outcome, netlink};
 use warren_netns_tests::lab::Lab;
 use warren_node::clock;
-use warren_node::data_plane::io::{InnerIo, OuterIo, ReceiveBatch, SendRefusal};
+use warren_node::data_plane::io::{InnerIo, OuterIo, ReceiveBatch, Received, SendRefusal};
+use warren_node::data_plane::offload::{Offloads, Switches};
 use warren_node::data_plane::{DataPlane, DataPlaneConfig, DataPlaneEvent, Devices, Status, tun, udp};
 use warren_node::host::{Desired, Host, Keeper};
 use warren_proto::Reason;
@@ -63,6 +65,10 @@ fn main() -> Result<()> {
         &arguments,
         vec![
             claim("two_hosts_talk_through_the_tunnel", two_hosts_talk_through_the_tunnel),
+            claim(
+                "megabytes_arrive_whole_with_and_without_offloads_and_with_1_2_and_4_workers",
+                megabytes_arrive_whole_with_and_without_offloads_and_with_1_2_and_4_workers,
+            ),
             claim(
                 "a_policy_change_cuts_a_live_flow_before_it_counts",
                 a_policy_change_cuts_a_live_flow_before_it_counts,
@@ -198,6 +204,17 @@ impl Running {
     }
 }
 
+/// How a node's devices are opened.
+#[derive(Debug, Clone, Copy)]
+struct Setting {
+    workers: usize,
+    switches: Switches,
+}
+
+impl Setting {
+    const DEFAULT: Self = Self { workers: WORKERS, switches: Switches::ON };
+}
+
 /// A host of the lab with a data plane on it.
 struct Node {
     host: lab_host::Host,
@@ -214,12 +231,13 @@ fn devices(tun: tun::Tun, sockets: udp::UdpSockets) -> Devices {
     }
 }
 
-fn node(lab: &mut Lab, pair: &Pair, of: usize) -> Result<Node> {
+fn node(lab: &mut Lab, pair: &Pair, of: usize, setting: Setting) -> Result<Node> {
     let host = lab.host(["a", "b"][of])?;
     let (running, device, keeper) = host.namespace.run(|| {
         let claimed = Host::claim()?;
-        let tun = tun::open("warren0", WORKERS)?;
-        let sockets = udp::bind(PORT, WORKERS)?;
+        let offloads = Offloads::new(setting.switches);
+        let tun = tun::open("warren0", setting.workers, &offloads)?;
+        let sockets = udp::bind(PORT, setting.workers, &offloads)?;
         let device = tun.index;
         let desired =
             Desired { overlay: pair.mesh.overlay, addresses: vec![pair.peers[of].addresses], device, mtu: 1420 };
@@ -231,7 +249,11 @@ fn node(lab: &mut Lab, pair: &Pair, of: usize) -> Result<Node> {
 
 /// Both hosts, with the mesh in force.
 fn two_nodes(lab: &mut Lab, pair: &Pair) -> Result<[Node; 2]> {
-    let mut nodes = [node(lab, pair, 0)?, node(lab, pair, 1)?];
+    two_nodes_with(lab, pair, [Setting::DEFAULT; 2])
+}
+
+fn two_nodes_with(lab: &mut Lab, pair: &Pair, settings: [Setting; 2]) -> Result<[Node; 2]> {
+    let mut nodes = [node(lab, pair, 0, settings[0])?, node(lab, pair, 1, settings[1])?];
     let at = [nodes[0].host.at(PORT), nodes[1].host.at(PORT)];
     for (of, node) in nodes.iter_mut().enumerate() {
         node.running.apply(pair.update(of, at[1 - of], 1, true))?;
@@ -259,6 +281,38 @@ fn two_hosts_talk_through_the_tunnel() -> Result<()> {
     ensure!(status.peers.len() == 1 && status.peers[0].session.is_some(), "{:?}", status.peers);
     ensure!(status.peers[0].endpoint == Some(b.host.at(PORT)));
     ensure!(status.flows > 0 && status.generation == 1);
+    Ok(())
+}
+
+fn megabytes_arrive_whole_with_and_without_offloads_and_with_1_2_and_4_workers() -> Result<()> {
+    const LENGTH: usize = 8 << 20;
+    let content: &'static [u8] = (0..LENGTH).map(|at| (at % 251) as u8).collect::<Vec<_>>().leak();
+    let (on, off) = (Switches::ON, Switches::OFF);
+    let setting = |workers, switches| Setting { workers, switches };
+    for settings in [
+        [setting(1, on), setting(1, on)],
+        [setting(2, on), setting(2, on)],
+        [setting(4, on), setting(4, on)],
+        [setting(2, off), setting(2, off)],
+        [setting(1, on), setting(4, off)],
+        [setting(2, off), setting(1, on)],
+        [setting(1, Switches { gso: false, uso: false, ..on }), setting(1, Switches { tso: false, ..on })],
+    ] {
+        let (mut lab, pair) = (Lab::new()?, Pair::new());
+        let [a, b] = two_nodes_with(&mut lab, &pair, settings)?;
+        for v4 in [false, true] {
+            let to = SocketAddr::from((pair.address(1, v4), OPEN));
+            b.host.serve_tcp(to, content)?;
+            let mut stream = a.host.connect(to, PATIENCE)?;
+            let mut received = Vec::with_capacity(LENGTH);
+            std::io::Write::write_all(&mut stream, b"please")?;
+            std::io::Read::read_to_end(&mut stream, &mut received)?;
+            ensure!(received == content, "v4={v4} {settings:?}: {} bytes", received.len());
+        }
+        // What went as super-packets was taken as such.
+        let traffic = a.running.status()?.traffic;
+        ensure!(traffic.iter().map(|each| each.packets_in).sum::<u64>() > 2 * LENGTH as u64 / 1420, "{traffic:?}");
+    }
     Ok(())
 }
 
@@ -311,14 +365,14 @@ fn failing(errno: &AtomicI32) -> io::Result<()> {
 }
 
 impl InnerIo for Queue {
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         failing(&self.receive_errno)?;
-        self.socket.recv(buffer)
+        Ok(Received { header: VirtioNetHeader::default(), length: self.socket.recv(buffer)? })
     }
 
-    fn deliver(&mut self, packet: Admitted<'_>) -> io::Result<()> {
+    fn deliver(&mut self, delivery: &Delivery<'_>) -> io::Result<()> {
         failing(&self.deliver_errno)?;
-        self.socket.send(packet.packet()).map(|_| ())
+        delivery.packets().try_for_each(|packet| self.socket.send(packet.packet()).map(|_| ()))
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -342,16 +396,20 @@ impl OuterIo for Flaky {
         received
     }
 
-    fn send(
+    fn send<'a>(
         &mut self,
-        datagrams: &mut dyn Iterator<Item = (SocketAddr, &[u8])>,
+        trains: &mut dyn Iterator<Item = Transmit<'a>>,
         refused: &mut dyn FnMut(SocketAddr, SendRefusal),
     ) {
         match self.send_errno.load(Ordering::SeqCst) {
-            0 => self.socket.send(datagrams, refused),
-            libc::EMSGSIZE => datagrams.for_each(|(to, _)| refused(to, SendRefusal::TooBig)),
-            errno => datagrams.for_each(|(to, _)| refused(to, SendRefusal::Failed(errno))),
+            0 => self.socket.send(trains, refused),
+            libc::EMSGSIZE => trains.for_each(|train| refused(train.endpoint, SendRefusal::TooBig)),
+            errno => trains.for_each(|train| refused(train.endpoint, SendRefusal::Failed(errno))),
         }
+    }
+
+    fn coalesces(&self) -> bool {
+        self.socket.coalesces()
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -374,7 +432,7 @@ struct End {
 fn end(seed: u8, workers: usize, swapped: bool) -> Result<End> {
     let errno = || Arc::new(AtomicI32::new(0));
     let (inner_receive, inner_deliver, outer_send, outer_receive) = (errno(), errno(), errno(), errno());
-    let sockets = udp::bind(0, workers)?;
+    let sockets = udp::bind(0, workers, &Offloads::new(Switches::ON))?;
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, sockets.port));
     let mut stack = Vec::new();
     let mut inner: Vec<Box<dyn InnerIo>> = Vec::new();
@@ -552,7 +610,7 @@ fn a_socket_that_reports_errors_keeps_working() -> Result<()> {
 
 fn devices_that_do_not_pair_are_refused() -> Result<()> {
     bring_up_loopback()?;
-    let sockets = udp::bind(0, 1)?;
+    let sockets = udp::bind(0, 1, &Offloads::new(Switches::ON))?;
     let outer: Vec<Box<dyn OuterIo>> = sockets.sockets.into_iter().map(|socket| Box::new(socket) as _).collect();
     let refused = Running::start(1, Devices { inner: Vec::new(), outer, engine: Box::new(sockets.engine) });
     let error = refused.err().context("started without a TUN queue")?;

@@ -25,6 +25,7 @@ use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 use warren_netns_tests::host::{self as lab_host, netlink};
 use warren_netns_tests::lab::Lab;
 use warren_node::data_plane::io::InnerIo;
+use warren_node::data_plane::offload::{Offloads, Switches};
 use warren_node::data_plane::tun::{self, Tun, TunError};
 use warren_node::host::{Desired, GUARD_TABLE, Host, HostError, HostEvent, Keeper};
 use warren_proto::overlay::{Overlay, OverlayAddresses};
@@ -88,7 +89,7 @@ fn desired(tun: &Tun) -> Desired {
 }
 
 fn open() -> Result<Tun> {
-    tun::open(DEVICE, 2).context("open the TUN device")
+    tun::open(DEVICE, 2, &Offloads::new(Switches::ON)).context("open the TUN device")
 }
 
 /// Runs `work` in a host of a lab of its own.
@@ -531,7 +532,7 @@ fn without_the_capability_the_node_names_it() -> Result<()> {
         rustix::thread::set_capabilities(None, sets)?;
         let error = Host::claim().err().context("claimed")?;
         ensure!(error == HostError::NotPermitted && error.to_string().contains("CAP_NET_ADMIN"), "{error}");
-        let error = tun::open(DEVICE, 1).expect_err("opened");
+        let error = tun::open(DEVICE, 1, &Offloads::new(Switches::ON)).expect_err("opened");
         ensure!(matches!(error, TunError::NotPermitted(_)) && error.to_string().contains("CAP_NET_ADMIN"), "{error}");
         Ok(())
     })
@@ -540,10 +541,17 @@ fn without_the_capability_the_node_names_it() -> Result<()> {
 fn a_device_name_that_is_taken_or_wrong_is_named() -> Result<()> {
     on_a_host(|| {
         let _tun = open()?;
-        ensure!(matches!(tun::open(DEVICE, 2), Err(TunError::Exists(name)) if name == DEVICE));
-        ensure!(matches!(tun::open("eth0", 1), Err(TunError::Exists(name)) if name == "eth0"));
+        ensure!(
+            matches!(tun::open(DEVICE, 2, &Offloads::new(Switches::ON)), Err(TunError::Exists(name)) if name == DEVICE)
+        );
+        ensure!(
+            matches!(tun::open("eth0", 1, &Offloads::new(Switches::ON)), Err(TunError::Exists(name)) if name == "eth0")
+        );
         for wrong in ["", "a/b", "sixteen-letters-", "..", "a b"] {
-            ensure!(matches!(tun::open(wrong, 1), Err(TunError::InvalidName(_))), "{wrong:?}");
+            ensure!(
+                matches!(tun::open(wrong, 1, &Offloads::new(Switches::ON)), Err(TunError::InvalidName(_))),
+                "{wrong:?}"
+            );
         }
         Ok(())
     })

@@ -26,6 +26,9 @@ pub struct Admitted<'a> {
 }
 
 impl<'a> Admitted<'a> {
+    /// No packet at all.
+    pub(crate) const NOTHING: Self = Self { packet: &[] };
+
     /// The inner packet, exactly as long as its IP header says.
     #[must_use]
     pub const fn packet(&self) -> &'a [u8] {
@@ -145,7 +148,7 @@ impl Admission<'_> {
     }
 
     /// Judges a local program's packet for a peer.
-    pub(crate) fn release(&mut self, packet: &Routed<'_>) -> Judgement {
+    pub(crate) fn release(&mut self, packet: &Routed<'_, '_>) -> Judgement {
         let (inner, local, peer) = (packet.inner(), packet.local(), packet.peer());
         let may_call = packet.link().may_call;
         self.whole_datagram(inner, peer, |admission, transport| {

@@ -15,18 +15,18 @@ use crate::tables::{Local, LocalIndex, Peer, PeerIndex, PeerLink, Tables};
 
 /// A packet of a local program, with the instance it comes from.
 #[derive(Debug, Clone, Copy)]
-pub struct Attributed<'a> {
-    inner: Inner<'a>,
-    local: &'a Local,
+pub struct Attributed<'t, 'p> {
+    inner: Inner<'p>,
+    local: &'t Local,
 }
 
 /// A packet of a local program, with the way it has to go.
 #[derive(Debug, Clone, Copy)]
-pub struct Routed<'a> {
-    inner: Inner<'a>,
-    local: &'a Local,
-    peer: &'a Peer,
-    link: &'a PeerLink,
+pub struct Routed<'t, 'p> {
+    inner: Inner<'p>,
+    local: &'t Local,
+    peer: &'t Peer,
+    link: &'t PeerLink,
 }
 
 /// A peer's packet, whose addresses are proven to be the peer's and a local instance's.
@@ -47,26 +47,26 @@ pub struct NoWay<'a> {
 }
 
 /// Finds the local instance that may send from the packet's source address.
-pub fn attribute<'a>(tables: &'a Tables, inner: Inner<'a>) -> Result<Attributed<'a>, Reason> {
+pub fn attribute<'t, 'p>(tables: &'t Tables, inner: Inner<'p>) -> Result<Attributed<'t, 'p>, Reason> {
     let local = tables.local_at(inner.source).ok_or(Reason::NotAttributed)?;
     Ok(Attributed { inner, local })
 }
 
-impl<'a> Attributed<'a> {
+impl<'t, 'p> Attributed<'t, 'p> {
     /// The packet.
     #[must_use]
-    pub const fn inner(&self) -> &Inner<'a> {
+    pub const fn inner(&self) -> &Inner<'p> {
         &self.inner
     }
 
     /// Its sender.
     #[must_use]
-    pub const fn local(&self) -> &'a Local {
+    pub const fn local(&self) -> &'t Local {
         self.local
     }
 
     /// Finds the peer that owns the destination, and the link to it.
-    pub fn route(self, tables: &'a Tables, now: Now) -> Result<Routed<'a>, NoWay<'a>> {
+    pub fn route(self, tables: &'t Tables, now: Now) -> Result<Routed<'t, 'p>, NoWay<'t>> {
         let destination = self.inner.destination;
         let no_way = |reason, peer| Err(NoWay { reason, peer });
         if !is_host(destination) {
@@ -88,28 +88,28 @@ impl<'a> Attributed<'a> {
     }
 }
 
-impl<'a> Routed<'a> {
+impl<'t, 'p> Routed<'t, 'p> {
     /// The packet.
     #[must_use]
-    pub const fn inner(&self) -> &Inner<'a> {
+    pub const fn inner(&self) -> &Inner<'p> {
         &self.inner
     }
 
     /// Its sender.
     #[must_use]
-    pub const fn local(&self) -> &'a Local {
+    pub const fn local(&self) -> &'t Local {
         self.local
     }
 
     /// Its receiver.
     #[must_use]
-    pub const fn peer(&self) -> &'a Peer {
+    pub const fn peer(&self) -> &'t Peer {
         self.peer
     }
 
     /// The way to it.
     #[must_use]
-    pub const fn link(&self) -> &'a PeerLink {
+    pub const fn link(&self) -> &'t PeerLink {
         self.link
     }
 }

@@ -12,11 +12,16 @@ use std::sync::Arc;
 use warren_proto::Reason;
 
 use crate::admission::{Admitted, Judgement, Pass};
+use crate::segment::{MAX_PREFIX, Merged, Merger, Offload};
 use crate::session::DataSession;
 use crate::tables::{Generation, LocalIndex, PeerIndex};
 
 /// The largest packet or datagram that one call can add to an arena.
 pub const MAX_PACKET: usize = 65_536;
+
+/// Room for what one super-packet becomes: with segments of 100 bytes it more than doubles. The packets of one with
+/// segments still shorter are dropped from where the room ends.
+const MAX_SEALED: usize = 3 * MAX_PACKET;
 
 /// How much an [`Outbox`] holds before [`Outbox::has_room`] says no.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +54,54 @@ impl<'a> Transmit<'a> {
     /// One by one.
     pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.bytes.chunks(self.segment.max(1))
+    }
+}
+
+/// What goes into the TUN device at once: one packet, or several of one flow, merged.
+#[derive(Debug, Clone, Copy)]
+pub struct Delivery<'a> {
+    merged: Merged<'a>,
+    deliveries: &'a [Pass],
+    inner: &'a Arena,
+}
+
+impl<'a> Delivery<'a> {
+    fn packet(&self, number: usize) -> Admitted<'a> {
+        match self.deliveries.get(number) {
+            Some(pass) => pass.show(self.inner.slice(pass.range())),
+            None => Admitted::NOTHING,
+        }
+    }
+
+    /// Its packets, as they came.
+    pub fn packets(&self) -> impl Iterator<Item = Admitted<'a>> + use<'a> {
+        let this = *self;
+        self.merged.packets().map(move |number| this.packet(number))
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.merged.count()
+    }
+
+    /// What is merged in it, if anything is.
+    #[must_use]
+    pub fn offload(&self) -> Option<Offload> {
+        self.merged.offload()
+    }
+
+    /// The device's header, and the headers of what was merged.
+    #[must_use]
+    pub fn prefix<'o>(&self, out: &'o mut [u8; MAX_PREFIX]) -> &'o [u8] {
+        let first = self.merged.packets().next().unwrap_or_default();
+        self.merged.prefix(self.packet(first).packet(), out)
+    }
+
+    /// What follows the prefix, end to end; at most [`MAX_SEGMENTS`](crate::segment::MAX_SEGMENTS) parts.
+    pub fn payloads(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let start = self.merged.payload_at();
+        self.packets().map(move |packet| packet.packet().get(start..).unwrap_or_default())
     }
 }
 
@@ -191,16 +244,16 @@ impl Outbox {
     /// Allocates all it will ever use.
     #[must_use]
     pub fn new(limits: OutboxLimits) -> Self {
-        let arena = || Arena::new(limits.bytes.max(MAX_PACKET) + MAX_PACKET);
+        let arena = |spare| Arena::new(limits.bytes.max(MAX_PACKET) + spare);
         // One call adds at most a few entries of a kind.
         let entries = limits.entries + 8;
         Self {
             limits,
-            wire: arena(),
+            wire: arena(MAX_SEALED),
             transmits: Vec::with_capacity(entries),
-            inner: arena(),
+            inner: arena(MAX_PACKET),
             deliveries: Vec::with_capacity(entries),
-            others: arena(),
+            others: arena(MAX_SEALED),
             for_engine: Vec::with_capacity(entries),
             handovers: Vec::with_capacity(entries),
             events: Vec::with_capacity(entries),
@@ -312,6 +365,17 @@ impl Outbox {
     /// What goes into the TUN device, in order.
     pub fn deliveries(&self) -> impl Iterator<Item = Admitted<'_>> {
         self.deliveries.iter().map(|pass| pass.show(self.inner.slice(pass.range())))
+    }
+
+    /// What goes into the TUN device, merged as `merger` does it: in order, but that packets of different flows may
+    /// pass each other.
+    pub fn merged<'a>(&'a self, merger: &'a mut Merger) -> impl Iterator<Item = Delivery<'a>> {
+        merger.clear();
+        for packet in self.deliveries() {
+            merger.push(packet.packet());
+        }
+        let (deliveries, inner) = (self.deliveries.as_slice(), &self.inner);
+        merger.merged().map(move |merged| Delivery { merged, deliveries, inner })
     }
 
     /// What goes to the slow half, in order.

@@ -21,7 +21,7 @@ mod headers;
 mod merge;
 mod split;
 
-pub use merge::{MAX_PREFIX, Merge, Merged, Merger};
+pub use merge::{MAX_PREFIX, MAX_SEGMENTS, Merge, Merged, Merger};
 pub use split::Split;
 
 /// Which protocol's segments a super-packet stands for.

@@ -17,7 +17,8 @@ use crate::output::{Outbox, WorkerEvent};
 use crate::packet::{ACK, Inner, RST, TCP};
 use crate::records::{self, FlowRecord, Observation, Records};
 use crate::refusals::{self, MAX_REFUSAL, Refusal, RefusalLimit, Segment};
-use crate::session::{DataSession, transport_header};
+use crate::segment::Split;
+use crate::session::{DataSession, sealed_length, transport_header};
 use crate::tables::{Link, Local, LocalIndex, Peer, PeerIndex, PeerLink, Receiver, Shared, Tables};
 
 /// Lengths of WireGuard's handshake initiation, handshake response and cookie reply.
@@ -144,8 +145,30 @@ impl Worker {
             return self.desk.counters.drop_one(Reason::Backpressure);
         }
         let (desk, moment) = self.parts(now);
-        if let Err(reason) = desk.outbound(moment, packet, outbox) {
+        let outcome = desk.outbound(moment, packet, packet.len(), outbox);
+        if let Err(reason) = outcome.and_then(|way| desk.send(way, way.cut(packet), now, outbox)) {
             desk.counters.drop_one(reason);
+        }
+    }
+
+    /// A packet or super-packet that a local program sent. What it is the header of is judged once, for all of its
+    /// segments.
+    pub fn handle_segments(&mut self, mut split: Split<'_>, now: Now, outbox: &mut Outbox) {
+        let (desk, moment) = self.parts(now);
+        let outcome = if outbox.has_room() {
+            desk.outbound(moment, split.whole(), split.longest(), outbox)
+        } else {
+            Err(Reason::Backpressure)
+        };
+        match outcome {
+            Ok(way) => {
+                while let Some(segment) = split.next_segment() {
+                    if let Err(reason) = desk.send(way, way.cut(segment), now, outbox) {
+                        desk.counters.drop_one(reason);
+                    }
+                }
+            }
+            Err(reason) => (0..split.remaining()).for_each(|_| desk.counters.drop_one(reason)),
         }
     }
 
@@ -227,6 +250,22 @@ fn owner(receiver: u32, workers: u16) -> u16 {
     u16::try_from(receiver % u32::from(workers.max(1))).unwrap_or(0)
 }
 
+/// Where a judged packet of a local program goes.
+#[derive(Debug, Clone, Copy)]
+struct Way<'t> {
+    peer: &'t Peer,
+    link: &'t Link,
+    /// Of the packet as its IP header says.
+    length: usize,
+}
+
+impl Way<'_> {
+    /// The packet, or a segment of it, without anything behind its end.
+    fn cut<'p>(&self, packet: &'p [u8]) -> &'p [u8] {
+        packet.get(..self.length).unwrap_or(packet)
+    }
+}
+
 /// A peer's packet after judgement, while its bytes still lie in the spare part of the delivery arena.
 #[derive(Debug)]
 struct Judged<'t> {
@@ -243,8 +282,14 @@ impl Desk {
         Admission { tables, flows, cache: &mut self.cache, fragments: &mut self.fragments, now }
     }
 
-    /// Out: attribute, route, judge, seal.
-    fn outbound(&mut self, moment: Moment<'_>, packet: &[u8], outbox: &mut Outbox) -> Result<(), Reason> {
+    /// Out: attribute, route, judge. The longest of the packets that `packet` becomes has `longest` bytes.
+    fn outbound<'t>(
+        &mut self,
+        moment: Moment<'t>,
+        packet: &[u8],
+        longest: usize,
+        outbox: &mut Outbox,
+    ) -> Result<Way<'t>, Reason> {
         let Moment { tables, now, .. } = moment;
         if tables.policy.is_none() {
             return Err(Reason::NotReady);
@@ -265,7 +310,7 @@ impl Desk {
         };
         let (peer, link) = (routed.peer(), &routed.link().link);
         let mtu = link.mtu();
-        if u32::try_from(inner.bytes().len()).is_ok_and(|length| length > mtu) {
+        if u32::try_from(longest.min(inner.bytes().len())).is_ok_and(|length| length > mtu) {
             self.refuse_local(&inner, Refusal::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)), local, now, outbox);
             return Err(Reason::PacketTooBig);
         }
@@ -277,7 +322,7 @@ impl Desk {
             }
             return Err(reason);
         }
-        self.send(peer, link, inner.bytes(), now, outbox)
+        Ok(Way { peer, link, length: inner.bytes().len() })
     }
 
     /// In: open, then identify and admit.
@@ -353,12 +398,17 @@ impl Desk {
     }
 
     /// Seals a judged packet, or leaves it to the slow half where there is no session to seal it with.
-    fn send(&mut self, peer: &Peer, link: &Link, packet: &[u8], now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
+    fn send(&mut self, way: Way<'_>, packet: &[u8], now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
+        let Way { peer, link, .. } = way;
         if !peer.is_plain
             && let Some(session) = link.egress().as_ref()
             && let Some(endpoint) = link.endpoint()
         {
-            match session.seal(packet, outbox.wire_spare(), now) {
+            let spare = outbox.wire_spare();
+            if spare.len() < sealed_length(packet.len()) {
+                return Err(Reason::Backpressure);
+            }
+            match session.seal(packet, spare, now) {
                 Ok(length) => {
                     outbox.transmit(endpoint, length);
                     self.counters.count_out(packet.len());
@@ -409,7 +459,7 @@ impl Desk {
             return;
         }
         let answer = *self.refusal;
-        if self.send(peer, link, &answer[..length], now, outbox).is_ok() {
+        if self.send(Way { peer, link, length }, &answer[..length], now, outbox).is_ok() {
             self.counters.count_refusal();
         }
     }

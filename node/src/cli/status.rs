@@ -65,6 +65,15 @@ impl Present for Status {
                 text.push_str("  renewal overdue");
             }
         }
+        if !self.tunnel.offloads.is_empty() {
+            let in_use = self.tunnel.offloads.iter().filter(|offload| offload.on);
+            let names: Vec<_> = in_use.map(|offload| offload.name.as_str()).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
+            text.push_str(&format!("\noffloads:  {names}"));
+        }
+        for offload in self.tunnel.offloads.iter().filter(|offload| !offload.detail.is_empty()) {
+            text.push_str(&format!("\nnote:      offload {}: {}", offload.name, offload.detail));
+        }
         for note in &self.tunnel.notes {
             text.push_str(&format!("\nnote:      {note}"));
         }

@@ -18,10 +18,11 @@ use crate::certificates::rotator::Validity;
 use crate::clock::Clock;
 use crate::control_client::issue;
 use crate::control_client::session::LinkState;
+use crate::data_plane::offload::{OffloadState, Offloads};
 use crate::flow_log::FlowLog;
 use crate::local_api::types::{
-    Control, Explanation, HolderLine, Holders, Instance, Mesh, Peer, RefusedPeer, Span, Status, Survival, Tunnel,
-    Unknown,
+    Control, Explanation, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Span, Status, Survival,
+    Tunnel, Unknown,
 };
 use crate::mesh_view::{Holder, MeshView, OwnInstance};
 use crate::stop::Stopper;
@@ -90,6 +91,7 @@ impl Surface {
                 mtu: self.tunnel.mtu,
                 workers: self.tunnel.workers,
                 notes: self.tunnel.notes.clone(),
+                offloads: offloads(&self.tunnel.offloads),
             },
             peers: view.as_ref().map(|view| peers(view, &tunnel.peers)).unwrap_or_default(),
             refused: view.as_ref().map(|view| refused(view)).unwrap_or_default(),
@@ -334,6 +336,11 @@ fn resolve(view: &MeshView, text: &str) -> Result<WorkloadName, Refusal> {
         return Ok(workload.clone());
     }
     text.parse().map_err(|error| Refusal::new(Reason::InvalidField, format!("{text:?}: {error}")))
+}
+
+fn offloads(all: &Offloads) -> Vec<Offload> {
+    let line = |state: OffloadState| Offload { name: state.name.to_owned(), on: state.on, detail: state.detail };
+    all.states().into_iter().map(line).collect()
 }
 
 /// What would stop the connection although a rule allows it.

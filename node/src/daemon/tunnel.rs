@@ -13,6 +13,7 @@ use warren_proto::{SpiffeId, TrustDomain};
 
 use crate::clock::Clock;
 use crate::config;
+use crate::data_plane::offload::Offloads;
 use crate::data_plane::{DataPlane, DataPlaneConfig, DataPlaneEvent, Devices, tun, udp};
 use crate::flow_log::FlowLog;
 use crate::host::{Desired, Host, HostEvent, Keeper};
@@ -34,6 +35,8 @@ pub struct TunnelFacts {
     pub workers: usize,
     /// What the kernel did not offer.
     pub notes: Vec<String>,
+    /// Which offloads are in use.
+    pub offloads: Arc<Offloads>,
 }
 
 /// How the data plane is doing.
@@ -65,12 +68,22 @@ pub fn claim(config: &config::Tunnel) -> Result<Claimed, Refusal> {
         count => usize::from(count),
     };
     let host = Host::claim().map_err(|error| refused("this network namespace cannot be claimed", &error))?;
-    let tun = tun::open(&config.device, workers).map_err(|error| refused("tunnel.device", &error))?;
-    let udp = udp::bind(config.port, workers).map_err(|error| refused("tunnel.port", &error))?;
-    let facts =
-        TunnelFacts { device: tun.name.clone(), port: udp.port, mtu: config.mtu, workers, notes: udp.notes.clone() };
+    let offloads = Offloads::new(config.offload);
+    let tun = tun::open(&config.device, workers, &offloads).map_err(|error| refused("tunnel.device", &error))?;
+    let udp = udp::bind(config.port, workers, &offloads).map_err(|error| refused("tunnel.port", &error))?;
+    let facts = TunnelFacts {
+        device: tun.name.clone(),
+        port: udp.port,
+        mtu: config.mtu,
+        workers,
+        notes: udp.notes.clone(),
+        offloads,
+    };
     for note in &facts.notes {
         info!("udp: {note}");
+    }
+    for state in facts.offloads.states().iter().filter(|state| !state.on) {
+        info!("offload {}: {}", state.name, state.detail);
     }
     Ok(Claimed { host, tun, udp, facts })
 }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use warren_engine::counters::Counters;
 use warren_engine::engine::Engine;
 use warren_engine::mesh::{Event, MeshUpdate};
-use warren_engine::output::WorkerEvent;
+use warren_engine::output::{Transmit, WorkerEvent};
 use warren_engine::tables::{LocalIndex, PeerIndex, Shared, Tables};
 use warren_proto::Reason;
 
@@ -154,8 +154,9 @@ impl EngineLoop {
         }
         while let Some(transmit) = self.engine.poll_transmit() {
             let own = &self.own;
-            let mut datagrams = std::iter::once((transmit.to, &transmit.datagram[..]));
-            self.outer.send(&mut datagrams, &mut |_, why| own.drop_one(reason(why)));
+            let bytes = &transmit.datagram[..];
+            let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len() };
+            self.outer.send(&mut std::iter::once(one), &mut |_, why| own.drop_one(reason(why)));
         }
         while let Some(event) = self.engine.poll_event() {
             match event {

@@ -5,15 +5,31 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use warren_engine::admission::Admitted;
+use warren_engine::output::{Delivery, Transmit};
+use warren_engine::segment::{Merge, VirtioNetHeader};
+
+/// A packet or super-packet that was read.
+#[derive(Debug, Clone, Copy)]
+pub struct Received {
+    /// What the device says of it.
+    pub header: VirtioNetHeader,
+    /// Its length.
+    pub length: usize,
+}
 
 /// Inner packets: from and to the host's IP stack. Calls never block; `WouldBlock` means nothing (more) to do.
 pub trait InnerIo: Send {
-    /// Reads one packet; a longer one is cut to the buffer.
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Reads one packet or super-packet; a longer one is cut to the buffer. `InvalidData`: it came with a description
+    /// that nobody asked for, and is lost.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received>;
 
-    /// Writes one packet.
-    fn deliver(&mut self, packet: Admitted<'_>) -> io::Result<()>;
+    /// Writes the packets of one delivery, at once or one by one.
+    fn deliver(&mut self, delivery: &Delivery<'_>) -> io::Result<()>;
+
+    /// What it takes merged at present.
+    fn merge(&self) -> Merge {
+        Merge::default()
+    }
 
     /// Becomes readable when there is a packet, or an error to learn of.
     fn descriptor(&self) -> BorrowedFd<'_>;
@@ -24,12 +40,17 @@ pub trait OuterIo: Send {
     /// Fills `batch` with what waits; 0 when nothing does.
     fn receive(&mut self, batch: &mut ReceiveBatch) -> io::Result<usize>;
 
-    /// Sends every datagram it can, in order, and tells `refused` about each it could not send.
-    fn send(
+    /// Sends every datagram of every train that it can, in order, and tells `refused` about each it could not send.
+    fn send<'a>(
         &mut self,
-        datagrams: &mut dyn Iterator<Item = (SocketAddr, &[u8])>,
+        trains: &mut dyn Iterator<Item = Transmit<'a>>,
         refused: &mut dyn FnMut(SocketAddr, SendRefusal),
     );
+
+    /// Whether one receive may give a whole train, which takes slots of 64 KiB.
+    fn coalesces(&self) -> bool {
+        false
+    }
 
     /// Becomes readable when there is a datagram, or an error to learn of.
     fn descriptor(&self) -> BorrowedFd<'_>;
@@ -44,24 +65,33 @@ pub enum SendRefusal {
     Failed(i32),
 }
 
-/// A batch of received datagrams in memory that is allocated once.
+/// A batch of received datagrams in memory that is allocated once. Each slot takes one datagram, or one train of
+/// datagrams of equal length from one source, of which the last may be shorter.
 #[derive(Debug)]
 pub struct ReceiveBatch {
     bytes: Box<[u8]>,
     slot: usize,
-    /// Source and length of each; no length for one that was longer than its slot.
-    filled: Vec<(SocketAddr, Option<usize>)>,
+    filled: Vec<Filled>,
     slots: usize,
 }
 
+#[derive(Debug)]
+struct Filled {
+    from: SocketAddr,
+    /// None: it was longer than its slot.
+    length: Option<usize>,
+    /// Bytes of each datagram but the last.
+    stride: usize,
+}
+
 impl ReceiveBatch {
-    /// Room for `slots` datagrams of up to `slot` bytes.
+    /// Room for `slots` datagrams or trains of up to `slot` bytes.
     #[must_use]
     pub fn new(slots: usize, slot: usize) -> Self {
         Self { bytes: vec![0; slots * slot].into_boxed_slice(), slot, filled: Vec::with_capacity(slots), slots }
     }
 
-    /// How many datagrams fit.
+    /// How many datagrams or trains fit.
     #[must_use]
     pub const fn slots(&self) -> usize {
         self.slots
@@ -77,23 +107,29 @@ impl ReceiveBatch {
         self.bytes.chunks_mut(self.slot).skip(self.filled.len())
     }
 
-    /// Says what the socket wrote into the next slot: a datagram of `length` bytes, or the front of one that is
-    /// longer than the slot.
-    pub fn fill(&mut self, from: SocketAddr, length: usize) {
+    /// Says what the socket wrote into the next slot: `length` bytes in datagrams of `stride` bytes each, or the front
+    /// of what is longer than the slot.
+    pub fn fill(&mut self, from: SocketAddr, length: usize, stride: usize) {
         if self.filled.len() < self.slots {
-            self.filled.push((from, (length <= self.slot).then_some(length)));
+            let length = (length <= self.slot).then_some(length);
+            self.filled.push(Filled { from, length, stride: stride.max(1) });
         }
     }
 
-    /// How many datagrams were longer than their slot. They are lost.
+    /// How many slots were too short for what came. It is lost.
     #[must_use]
     pub fn too_long(&self) -> usize {
-        self.filled.iter().filter(|(_, length)| length.is_none()).count()
+        self.filled.iter().filter(|filled| filled.length.is_none()).count()
     }
 
     /// The whole datagrams with their sources.
     pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        let slots = self.filled.iter().zip(self.bytes.chunks(self.slot));
-        slots.filter_map(|((from, length), slot)| Some((*from, slot.get(..(*length)?)?)))
+        self.filled.iter().zip(self.bytes.chunks(self.slot)).flat_map(|(filled, slot)| {
+            let Filled { from, length, stride } = *filled;
+            let train = length.and_then(|length| slot.get(..length));
+            // An empty datagram has no chunk, and is one all the same.
+            let empty = train.filter(|train| train.is_empty());
+            train.unwrap_or_default().chunks(stride).chain(empty).map(move |datagram| (from, datagram))
+        })
     }
 }

@@ -4,13 +4,16 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use warren_engine::admission::Admitted;
+use warren_engine::output::Delivery;
+use warren_engine::segment::{MAX_PREFIX, MAX_SEGMENTS, Merge, Offload as Kind, VirtioNetHeader};
 
-use super::io::InnerIo;
+use super::io::{InnerIo, Received};
+use super::offload::{Offload, Offloads};
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 /// `IFNAMSIZ` without the terminating zero.
@@ -53,6 +56,9 @@ pub enum TunError {
 #[derive(Debug)]
 pub struct TunQueue {
     file: File,
+    /// Every packet has a [`VirtioNetHeader`] in front.
+    described: bool,
+    offloads: Arc<Offloads>,
 }
 
 /// A TUN device.
@@ -67,8 +73,8 @@ pub struct Tun {
 }
 
 /// Creates the device `name` with `queues` queues, down and without addresses. A device of that name that exists
-/// already is refused, whoever made it.
-pub fn open(name: &str, queues: usize) -> Result<Tun, TunError> {
+/// already is refused, whoever made it. Of `offloads` it uses what is on and says what the kernel does not have.
+pub fn open(name: &str, queues: usize, offloads: &Arc<Offloads>) -> Result<Tun, TunError> {
     let usable = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(usable) || matches!(name, "." | "..") {
         return Err(TunError::InvalidName(name.to_owned()));
@@ -77,10 +83,17 @@ pub fn open(name: &str, queues: usize) -> Result<Tun, TunError> {
     if queues > 1 {
         flags |= libc::IFF_MULTI_QUEUE;
     }
+    // The header costs each single packet about 5 %, so there is none where nothing can come of it.
+    let described = offloads.is_on(Offload::Tso) || offloads.is_on(Offload::Uso);
+    if described {
+        flags |= libc::IFF_VNET_HDR;
+    }
+    let queue = |file| TunQueue { file, described, offloads: Arc::clone(offloads) };
     let first = attach(name, flags | libc::IFF_TUN_EXCL)?;
-    let mut all = vec![first];
+    request_offloads(&first, offloads);
+    let mut all = vec![queue(first)];
     for _ in 1..queues {
-        all.push(attach(name, flags)?);
+        all.push(queue(attach(name, flags)?));
     }
     let refused =
         |error: rustix::io::Errno| TunError::Refused { name: name.to_owned(), what: "find", error: error.into() };
@@ -95,7 +108,31 @@ pub fn open(name: &str, queues: usize) -> Result<Tun, TunError> {
     Ok(Tun { name: name.to_owned(), index, queues: all })
 }
 
-fn attach(name: &str, flags: libc::c_int) -> Result<TunQueue, TunError> {
+/// Tells the kernel which super-packets it may hand over. The set belongs to the device, whichever queue asks.
+fn request_offloads(queue: &File, offloads: &Offloads) {
+    /// `TUN_F_USO4` and `TUN_F_USO6`; one without the other is refused.
+    const USO: libc::c_uint = 0x20 | 0x40;
+    let ask = |features: libc::c_uint| {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        let outcome =
+            unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(features)) };
+        if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)) }
+    };
+    let mut features = libc::TUN_F_CSUM;
+    if offloads.is_on(Offload::Tso) {
+        match ask(features | libc::TUN_F_TSO4 | libc::TUN_F_TSO6) {
+            Ok(()) => features |= libc::TUN_F_TSO4 | libc::TUN_F_TSO6,
+            Err(errno) => offloads.unsupported(Offload::Tso, errno),
+        }
+    }
+    if offloads.is_on(Offload::Uso)
+        && let Err(errno) = ask(features | USO)
+    {
+        offloads.unsupported(Offload::Uso, errno);
+    }
+}
+
+fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
     let fd = rustix::fs::open(CLONE_DEVICE, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(
         |errno| match errno {
             rustix::io::Errno::NOENT | rustix::io::Errno::NODEV | rustix::io::Errno::NXIO => TunError::NoTun,
@@ -114,7 +151,7 @@ fn attach(name: &str, flags: libc::c_int) -> Result<TunQueue, TunError> {
     // because it is at most 15 of 16 bytes long.
     let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     if outcome == 0 {
-        return Ok(TunQueue { file: File::from(fd) });
+        return Ok(File::from(fd));
     }
     let error = io::Error::last_os_error();
     Err(match error.raw_os_error() {
@@ -126,16 +163,64 @@ fn attach(name: &str, flags: libc::c_int) -> Result<TunQueue, TunError> {
 }
 
 impl InnerIo for TunQueue {
-    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.file.read(buffer)
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
+        if !self.described {
+            let length = self.file.read(buffer)?;
+            return Ok(Received { header: VirtioNetHeader::default(), length });
+        }
+        let mut header = [0; VirtioNetHeader::LENGTH];
+        let length = self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        let length = length.checked_sub(header.len()).ok_or(io::ErrorKind::InvalidData)?;
+        let header = VirtioNetHeader::decode(&header).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(Received { header, length })
     }
 
-    fn deliver(&mut self, packet: Admitted<'_>) -> io::Result<()> {
+    fn deliver(&mut self, delivery: &Delivery<'_>) -> io::Result<()> {
+        if self.described {
+            match self.write_merged(delivery) {
+                // Some kernels refuse what they offer, and some refuse short last segments (6.6.44, 6.10.3).
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => match delivery.offload() {
+                    Some(kind) => {
+                        let offload = if kind == Kind::Udp { Offload::Uso } else { Offload::Tso };
+                        self.offloads.count_apart(offload);
+                        self.offloads.give_up(offload, libc::EINVAL);
+                    }
+                    None => return Err(error),
+                },
+                outcome => return outcome,
+            }
+        }
         // A TUN takes a packet whole or not at all.
-        self.file.write(packet.packet()).map(|_| ())
+        let plain = VirtioNetHeader::default().encode();
+        let header = if self.described { &plain[..] } else { &[] };
+        let mut outcome = Ok(());
+        for packet in delivery.packets() {
+            let parts = [IoSlice::new(header), IoSlice::new(packet.packet())];
+            outcome = self.file.write_vectored(&parts).map(|_| ()).and(outcome);
+        }
+        outcome
+    }
+
+    fn merge(&self) -> Merge {
+        let is_on = |offload| self.described && self.offloads.is_on(offload);
+        Merge { tcp: is_on(Offload::Tso), udp: is_on(Offload::Uso) }
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+impl TunQueue {
+    fn write_merged(&mut self, delivery: &Delivery<'_>) -> io::Result<()> {
+        let mut prefix = [0; MAX_PREFIX];
+        let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
+        parts[0] = IoSlice::new(delivery.prefix(&mut prefix));
+        let mut count = 1;
+        for (part, payload) in parts.iter_mut().skip(1).zip(delivery.payloads()) {
+            *part = IoSlice::new(payload);
+            count += 1;
+        }
+        self.file.write_vectored(&parts[..count]).map(|_| ())
     }
 }

@@ -6,18 +6,27 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
+use warren_engine::output::Transmit;
+
 use super::io::{OuterIo, ReceiveBatch, SendRefusal};
+use super::offload::{Offload, Offloads, kernel_version};
 
 /// Several milliseconds of a 10 Gbit/s path: a burst must not be lost while the worker is busy.
 const BUFFER: usize = 7 * 1024 * 1024;
-/// Datagrams per system call.
+/// Datagrams or trains per system call.
 const BATCH: usize = 64;
 /// How long a worker waits for a full send buffer to drain before it drops: the path's own back-pressure.
 const SEND_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+/// Endpoints whose route takes no trains at present; more are forgotten, oldest first, and tried again.
+const MAX_RESTS: usize = 16;
+/// Trains to such an endpoint that go datagram by datagram before one is tried again: a second or so of a busy flow.
+const REST: u32 = 10_000;
 
 /// Why there is no socket. Each text ends in the next step.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +71,9 @@ pub struct UdpSocket {
     fd: OwnedFd,
     ipv6: bool,
     vectors: Box<Vectors>,
+    offloads: Arc<Offloads>,
+    /// Where trains were refused, with how many more go apart.
+    rests: Vec<(SocketAddr, u32)>,
 }
 
 /// The headers that `recvmmsg` and `sendmmsg` work on, allocated once. Every pointer in them is set from a live
@@ -70,8 +82,16 @@ struct Vectors {
     headers: [libc::mmsghdr; BATCH],
     buffers: [libc::iovec; BATCH],
     names: [libc::sockaddr_storage; BATCH],
+    controls: [Control; BATCH],
     targets: [SocketAddr; BATCH],
+    /// Bytes of each datagram but the last.
+    segments: [usize; BATCH],
 }
+
+/// Room for one control message that carries an `int`, aligned as `cmsghdr` wants it.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; 32]);
 
 // SAFETY: the raw pointers inside are dead between calls (see `Vectors`), so another thread may own the memory.
 unsafe impl Send for Vectors {}
@@ -82,28 +102,36 @@ impl std::fmt::Debug for UdpSocket {
     }
 }
 
-/// Binds `count` sockets to one UDP port on every address of the host; port 0 lets the kernel choose.
-pub fn bind(port: u16, count: usize) -> Result<UdpSockets, UdpError> {
-    match bind_family(port, count, true) {
+/// Binds `count` sockets to one UDP port on every address of the host; port 0 lets the kernel choose. Of `offloads`
+/// they use what is on and say what the kernel does not have.
+pub fn bind(port: u16, count: usize, offloads: &Arc<Offloads>) -> Result<UdpSockets, UdpError> {
+    match bind_family(port, count, true, offloads) {
         Err(UdpError::Refused { error, .. })
             if matches!(
                 error.raw_os_error(),
                 Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
             ) =>
         {
-            bind_family(port, count, false)
+            bind_family(port, count, false, offloads)
         }
         outcome => outcome,
     }
 }
 
-fn bind_family(asked: u16, count: usize, ipv6: bool) -> Result<UdpSockets, UdpError> {
+fn bind_family(asked: u16, count: usize, ipv6: bool, offloads: &Arc<Offloads>) -> Result<UdpSockets, UdpError> {
     let refused = |what| {
         move |errno: rustix::io::Errno| match errno {
             rustix::io::Errno::ADDRINUSE => UdpError::PortInUse(asked),
             rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => UdpError::NotPermitted(asked),
             _ => UdpError::Refused { port: asked, what, error: errno.into() },
         }
+    };
+    let socket = |fd| UdpSocket {
+        fd,
+        ipv6,
+        vectors: Vectors::new(),
+        offloads: Arc::clone(offloads),
+        rests: Vec::with_capacity(MAX_RESTS),
     };
     let mut sockets = Vec::with_capacity(count);
     let mut notes = Vec::new();
@@ -136,7 +164,8 @@ fn bind_family(asked: u16, count: usize, ipv6: bool) -> Result<UdpSockets, UdpEr
         if position == 0 {
             notes.extend(note);
         }
-        sockets.push(UdpSocket { fd, ipv6, vectors: Vectors::new() });
+        request_offloads(&fd, offloads);
+        sockets.push(socket(fd));
     }
     if !ipv6 {
         notes.push("IPv6 is off on this host: peers are reached over IPv4 only".to_owned());
@@ -148,8 +177,33 @@ fn bind_family(asked: u16, count: usize, ipv6: bool) -> Result<UdpSockets, UdpEr
         steer(&first.fd, count).map_err(failed("steer"))?;
     }
     let fd = first.fd.try_clone().map_err(failed("copy"))?;
-    let engine = UdpSocket { fd, ipv6, vectors: Vectors::new() };
+    let engine = socket(fd);
     Ok(UdpSockets { sockets, engine, port, ipv6, notes })
+}
+
+/// Asks for trains in both directions.
+fn request_offloads(fd: &OwnedFd, offloads: &Offloads) {
+    let version = kernel_version();
+    // These kernels damage the UDP header of the last datagram of a train.
+    if ((7, 0, 0)..(7, 1, 5)).contains(&version) {
+        offloads.faulty(Offload::Gso);
+    }
+    // Earlier ones merge datagrams that they should not.
+    if version < (5, 12, 0) {
+        offloads.faulty(Offload::Gro);
+    }
+    let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EINVAL);
+    // Zero: no train unless a message says so.
+    if offloads.is_on(Offload::Gso)
+        && let Err(error) = set_option(fd, libc::IPPROTO_UDP, libc::UDP_SEGMENT, &0)
+    {
+        offloads.unsupported(Offload::Gso, errno(error));
+    }
+    if offloads.is_on(Offload::Gro)
+        && let Err(error) = set_option(fd, libc::IPPROTO_UDP, libc::UDP_GRO, &1)
+    {
+        offloads.unsupported(Offload::Gro, errno(error));
+    }
 }
 
 /// Leaves outer datagrams without "don't fragment": a path narrower than the tunnel's MTU then costs speed and not
@@ -227,7 +281,8 @@ impl Vectors {
         // SAFETY: all-zero bytes are valid for these C structures: numbers, null pointers and an unspecified family.
         let (headers, buffers, names) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
         let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        Box::new(Self { headers, buffers, names, targets: [nobody; BATCH] })
+        let controls = [Control([0; 32]); BATCH];
+        Box::new(Self { headers, buffers, names, controls, targets: [nobody; BATCH], segments: [0; BATCH] })
     }
 
     /// Points entry `position` at `bytes`, with room for an address of `name_length` bytes.
@@ -243,14 +298,60 @@ impl Vectors {
         header.msg_hdr.msg_controllen = 0;
         header.msg_hdr.msg_flags = 0;
     }
+
+    /// Gives entry `position` room for a control message from the kernel.
+    fn expect_control(&mut self, position: usize) {
+        let header = &mut self.headers[position].msg_hdr;
+        header.msg_control = (&raw mut self.controls[position]).cast();
+        header.msg_controllen = size_of::<Control>() as _;
+    }
+
+    /// Has the kernel cut entry `position` into datagrams of `segment` bytes.
+    fn cut(&mut self, position: usize, segment: u16) {
+        self.expect_control(position);
+        let header = &mut self.headers[position].msg_hdr;
+        // SAFETY: `CMSG_SPACE` and `CMSG_LEN` only compute; `msg_control` points at a `Control`, which is aligned for a
+        // `cmsghdr` and larger than one with 2 bytes of data.
+        unsafe {
+            header.msg_controllen = libc::CMSG_SPACE(2) as _;
+            let message = header.msg_control.cast::<libc::cmsghdr>();
+            (*message).cmsg_level = libc::IPPROTO_UDP;
+            (*message).cmsg_type = libc::UDP_SEGMENT;
+            (*message).cmsg_len = libc::CMSG_LEN(2) as _;
+            libc::CMSG_DATA(message).cast::<u16>().write_unaligned(segment);
+        }
+    }
+
+    /// Bytes of each datagram but the last in what entry `position` received, if the kernel joined several.
+    fn stride(&self, position: usize) -> Option<usize> {
+        let header = &self.headers[position].msg_hdr;
+        // Another type on other C libraries.
+        let length: usize = header.msg_controllen as _;
+        if length < size_of::<libc::cmsghdr>() + size_of::<libc::c_int>() {
+            return None;
+        }
+        // SAFETY: the kernel wrote `msg_controllen` bytes of control messages into a `Control`, at least one header and
+        // an `int` by the check above.
+        let (level, kind, value) = unsafe {
+            let message = header.msg_control.cast::<libc::cmsghdr>();
+            let value = libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned();
+            ((*message).cmsg_level, (*message).cmsg_type, value)
+        };
+        let stride = usize::try_from(value).ok().filter(|stride| *stride > 0)?;
+        (level == libc::IPPROTO_UDP && kind == libc::UDP_GRO).then_some(stride)
+    }
 }
 
 impl OuterIo for UdpSocket {
     fn receive(&mut self, batch: &mut ReceiveBatch) -> io::Result<usize> {
         batch.clear();
         let mut count = 0;
+        let coalesces = self.coalesces();
         for slot in batch.spare().take(BATCH) {
             self.vectors.point(count, slot.as_mut_ptr(), slot.len(), size_of::<libc::sockaddr_storage>());
+            if coalesces {
+                self.vectors.expect_control(count);
+            }
             count += 1;
         }
         // SAFETY: the first `count` headers point at distinct slots of `batch`, which is borrowed mutably through
@@ -272,38 +373,39 @@ impl OuterIo for UdpSocket {
             };
         }
         let received = received.unsigned_abs() as usize;
-        for (header, name) in self.vectors.headers.iter().zip(&self.vectors.names).take(received) {
+        for position in 0..received {
+            let header = &self.vectors.headers[position];
             let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             let length = if cut { usize::MAX } else { header.msg_len as usize };
+            let stride = self.vectors.stride(position).unwrap_or(length);
             // The kernel writes no other family here; a source of nowhere is no peer's in any case.
-            let from = read_name(name).unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-            batch.fill(from, length);
+            let from = read_name(&self.vectors.names[position]).unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+            batch.fill(from, length, stride);
         }
         Ok(received)
     }
 
-    fn send(
+    fn send<'a>(
         &mut self,
-        datagrams: &mut dyn Iterator<Item = (SocketAddr, &[u8])>,
+        trains: &mut dyn Iterator<Item = Transmit<'a>>,
         refused: &mut dyn FnMut(SocketAddr, SendRefusal),
     ) {
-        loop {
-            let mut count = 0;
-            while count < BATCH {
-                let Some((to, bytes)) = datagrams.next() else { break };
-                let Some(length) = write_name(&mut self.vectors.names[count], to, self.ipv6) else {
-                    refused(to, SendRefusal::Failed(libc::EAFNOSUPPORT));
-                    continue;
-                };
-                self.vectors.point(count, bytes.as_ptr().cast_mut(), bytes.len(), length);
-                self.vectors.targets[count] = to;
-                count += 1;
+        let mut count = 0;
+        for train in trains {
+            let is_train = train.bytes.len() > train.segment;
+            if !is_train || self.takes_train(train.endpoint) {
+                self.add(&mut count, train, refused);
+            } else {
+                for bytes in train.datagrams() {
+                    self.add(&mut count, Transmit { bytes, ..train }, refused);
+                }
             }
-            if count == 0 {
-                return;
-            }
-            self.flush(count, refused);
         }
+        self.flush(count, refused);
+    }
+
+    fn coalesces(&self) -> bool {
+        self.offloads.is_on(Offload::Gro)
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -312,6 +414,40 @@ impl OuterIo for UdpSocket {
 }
 
 impl UdpSocket {
+    /// Adds an entry; sends first where there is no room. What the entries point at must live until they are sent.
+    fn add(&mut self, count: &mut usize, train: Transmit<'_>, refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
+        if *count == BATCH {
+            self.flush(BATCH, refused);
+            *count = 0;
+        }
+        let Transmit { endpoint, bytes, segment } = train;
+        let position = *count;
+        let Some(length) = write_name(&mut self.vectors.names[position], endpoint, self.ipv6) else {
+            let failed = SendRefusal::Failed(libc::EAFNOSUPPORT);
+            return train.datagrams().for_each(|_| refused(endpoint, failed));
+        };
+        self.vectors.point(position, bytes.as_ptr().cast_mut(), bytes.len(), length);
+        self.vectors.targets[position] = endpoint;
+        self.vectors.segments[position] = segment.max(1);
+        if bytes.len() > segment {
+            self.vectors.cut(position, u16::try_from(segment).unwrap_or(u16::MAX));
+        }
+        *count += 1;
+    }
+
+    /// Whether the route to `endpoint` is believed to take trains.
+    fn takes_train(&mut self, endpoint: SocketAddr) -> bool {
+        if !self.offloads.is_on(Offload::Gso) {
+            return false;
+        }
+        let Some(place) = self.rests.iter().position(|(at, _)| *at == endpoint) else { return true };
+        self.rests[place].1 -= 1;
+        if self.rests[place].1 == 0 {
+            self.rests.remove(place);
+        }
+        false
+    }
+
     /// Sends the first `count` entries.
     fn flush(&mut self, count: usize, refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
         let mut next = 0;
@@ -319,7 +455,7 @@ impl UdpSocket {
         let mut retried = None;
         while next < count {
             // SAFETY: headers `next..count` point at datagrams that the caller of `send` still borrows and at
-            // names inside `self.vectors`; `sendmmsg` only reads what they point at.
+            // names and control messages inside `self.vectors`; `sendmmsg` only reads what they point at.
             let sent = unsafe {
                 libc::sendmmsg(
                     self.fd.as_raw_fd(),
@@ -334,9 +470,17 @@ impl UdpSocket {
             }
             let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
             let to = self.vectors.targets[next];
+            let is_train = self.vectors.buffers[next].iov_len > self.vectors.segments[next];
             match errno {
                 libc::EINTR => {}
                 libc::EAGAIN if self.becomes_writable() => {}
+                // EIO: the device computes no checksums, or the route transforms packets. EMSGSIZE, EINVAL before
+                // Linux 6.14: a datagram does not fit the route; alone it may go in fragments.
+                libc::EIO | libc::EINVAL | libc::EMSGSIZE if is_train => {
+                    self.rest(to);
+                    self.send_apart(next, refused);
+                    next += 1;
+                }
                 libc::EMSGSIZE => {
                     refused(to, SendRefusal::TooBig);
                     next += 1;
@@ -347,8 +491,59 @@ impl UdpSocket {
                     retried = Some(next);
                 }
                 _ => {
-                    refused(to, SendRefusal::Failed(errno));
+                    let length = self.vectors.buffers[next].iov_len;
+                    let datagrams = length.div_ceil(self.vectors.segments[next]).max(1);
+                    (0..datagrams).for_each(|_| refused(to, SendRefusal::Failed(errno)));
                     next += 1;
+                }
+            }
+        }
+    }
+
+    /// Sends no trains to `endpoint` for a while: its route does not take them.
+    fn rest(&mut self, endpoint: SocketAddr) {
+        self.offloads.count_apart(Offload::Gso);
+        self.rests.retain(|(at, _)| *at != endpoint);
+        if self.rests.len() == MAX_RESTS {
+            self.rests.remove(0);
+        }
+        self.rests.push((endpoint, REST));
+    }
+
+    /// Sends the datagrams of the train at entry `position` one by one.
+    fn send_apart(&mut self, position: usize, refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
+        let (to, segment) = (self.vectors.targets[position], self.vectors.segments[position]);
+        let libc::iovec { iov_base, iov_len } = self.vectors.buffers[position];
+        let name_length = self.vectors.headers[position].msg_hdr.msg_namelen;
+        let mut retried = None;
+        let mut at = 0;
+        while at < iov_len {
+            let length = segment.min(iov_len - at);
+            // SAFETY: the entry points at `iov_len` bytes that the caller of `send` still borrows, and at a name of
+            // `name_length` bytes inside `self.vectors`; `sendto` only reads both.
+            let sent = unsafe {
+                libc::sendto(
+                    self.fd.as_raw_fd(),
+                    iov_base.cast::<u8>().add(at).cast(),
+                    length,
+                    libc::MSG_DONTWAIT,
+                    (&raw const self.vectors.names[position]).cast(),
+                    name_length,
+                )
+            };
+            if sent >= 0 {
+                at += length;
+                continue;
+            }
+            match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
+                libc::EINTR => {}
+                libc::EAGAIN if self.becomes_writable() => {}
+                libc::ENOBUFS | libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH if retried != Some(at) => {
+                    retried = Some(at);
+                }
+                errno => {
+                    refused(to, if errno == libc::EMSGSIZE { SendRefusal::TooBig } else { SendRefusal::Failed(errno) });
+                    at += length;
                 }
             }
         }

@@ -15,19 +15,24 @@ use warren_engine::Now;
 use warren_engine::counters::Counters;
 use warren_engine::flows::CutFlow;
 use warren_engine::mesh::PlainPacket;
-use warren_engine::output::{ForEngine, Outbox, OutboxLimits, Transmit};
+use warren_engine::output::{ForEngine, Outbox, OutboxLimits};
+use warren_engine::segment::{Merger, Split};
 use warren_engine::worker::Worker;
 use warren_proto::Reason;
 
 use super::engine_loop::ToEngine;
-use super::io::{InnerIo, OuterIo, ReceiveBatch, SendRefusal};
+use super::io::{InnerIo, OuterIo, ReceiveBatch, Received, SendRefusal};
 use super::mailbox::Mailbox;
 use super::{DataPlaneEvent, TimeSource};
 
 /// Datagrams, and packets, per turn: the latency of one direction under load of the other.
 const TURN: usize = 64;
-/// The largest packet that a TUN device without offloads gives.
+/// The largest packet or super-packet that a TUN device gives.
 const LARGEST_PACKET: usize = 65_536;
+/// Bytes of packets per turn: super-packets fill this long before there are [`TURN`] of them.
+const TURN_BYTES: usize = 4 * LARGEST_PACKET;
+/// Trains of datagrams per turn where the socket gives trains; each takes a slot of [`LARGEST_PACKET`].
+const TRAINS: usize = 8;
 /// How often flow records are collected; also the longest wait.
 const RECORDS_INTERVAL: Duration = Duration::from_secs(1);
 /// Errors in a row, without one success, after which a socket counts as lost.
@@ -90,6 +95,7 @@ pub(super) struct WorkerLoop {
 /// Where everything that a worker hands back goes.
 struct Ports {
     inner: Box<dyn InnerIo>,
+    merger: Merger,
     outer: Box<dyn OuterIo>,
     wiring: Arc<Wiring>,
     counters: Arc<Counters>,
@@ -119,11 +125,14 @@ impl WorkerLoop {
         largest_datagram: usize,
     ) -> Self {
         let counters = worker.counters();
+        let limits = OutboxLimits::default();
+        let merger = Merger::new(inner.merge(), limits.entries);
+        let (slots, slot) = if outer.coalesces() { (TRAINS, LARGEST_PACKET) } else { (TURN, largest_datagram) };
         Self {
             worker,
-            outbox: Outbox::new(OutboxLimits::default()),
-            ports: Ports { inner, outer, wiring, counters },
-            received: ReceiveBatch::new(TURN, largest_datagram),
+            outbox: Outbox::new(limits),
+            ports: Ports { inner, merger, outer, wiring, counters },
+            received: ReceiveBatch::new(slots, slot),
             packet: vec![0; LARGEST_PACKET].into_boxed_slice(),
             mail: VecDeque::new(),
             outer_errors: 0,
@@ -220,16 +229,28 @@ impl WorkerLoop {
     }
 
     fn take_packets(&mut self, now: Now) -> Result<(), Lost> {
+        let mut bytes = 0;
         for _ in 0..TURN {
             self.ports.make_room(&mut self.outbox)?;
-            let length = match self.ports.inner.receive(&mut self.packet) {
-                Ok(length) => length,
+            let Received { header, length } = match self.ports.inner.receive(&mut self.packet) {
+                Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.ports.counters.drop_one(Reason::Malformed);
+                    continue;
+                }
                 Err(error) => return Err(Lost { what: "TUN device", error }),
             };
-            let packet = self.packet.get(..length).unwrap_or_default();
-            self.worker.handle_outbound(packet, now, &mut self.outbox);
+            let packet = self.packet.get_mut(..length).unwrap_or_default();
+            match Split::new(header, packet) {
+                Ok(split) => self.worker.handle_segments(split, now, &mut self.outbox),
+                Err(reason) => self.ports.counters.drop_one(reason),
+            }
+            bytes += length;
+            if bytes >= TURN_BYTES {
+                break;
+            }
         }
         Ok(())
     }
@@ -258,16 +279,19 @@ impl Ports {
 
     /// Writes everything that the outbox holds.
     fn flush(&mut self, outbox: &mut Outbox) -> Result<(), Lost> {
-        let Self { inner, outer, wiring, counters } = self;
-        for packet in outbox.deliveries() {
-            match inner.deliver(packet) {
+        let Self { inner, merger, outer, wiring, counters } = self;
+        if merger.merge() != inner.merge() {
+            merger.set_merge(inner.merge());
+        }
+        for delivery in outbox.merged(merger) {
+            match inner.deliver(&delivery) {
                 Ok(()) => {}
                 Err(error) if is_gone(&error) => return Err(Lost { what: "TUN device", error }),
                 // Down, out of memory, or a packet that the host's stack does not take.
-                Err(_) => counters.drop_one(Reason::DeliverFailed),
+                Err(_) => (0..delivery.count()).for_each(|_| counters.drop_one(Reason::DeliverFailed)),
             }
         }
-        outer.send(&mut outbox.transmits().flat_map(datagrams), &mut |_, why| counters.drop_one(reason(why)));
+        outer.send(&mut outbox.transmits(), &mut |_, why| counters.drop_one(reason(why)));
         for handover in outbox.handovers() {
             let mailbox = wiring.workers.get(usize::from(handover.worker));
             let item = ToWorker::Datagram(handover.source, handover.datagram.into());
@@ -290,10 +314,6 @@ impl Ports {
         outbox.clear();
         Ok(())
     }
-}
-
-fn datagrams<'a>(train: Transmit<'a>) -> impl Iterator<Item = (SocketAddr, &'a [u8])> + use<'a> {
-    train.datagrams().map(move |datagram| (train.endpoint, datagram))
 }
 
 /// Whether the TUN device was removed under us.

@@ -184,6 +184,21 @@ pub struct Tunnel {
     pub workers: usize,
     /// What the kernel did not offer.
     pub notes: Vec<String>,
+    /// What makes few system calls of many packets.
+    #[serde(default)]
+    pub offloads: Vec<Offload>,
+}
+
+/// An offload of the tunnel's devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Offload {
+    /// As in `tunnel.offload`.
+    pub name: String,
+    /// Whether it is in use.
+    pub on: bool,
+    /// Why not, or how often the kernel refused it; empty when all is well.
+    pub detail: String,
 }
 
 /// An admitted peer.

@@ -17,8 +17,8 @@ const DONT_FRAGMENT: u8 = 0x40;
 
 /// Flows that can be merged side by side; the kernel's own table is of this size per bucket.
 const OPEN: usize = 8;
-/// Segments in one super-packet. Kernels before 6.9 take 64 UDP segments and no more; bytes bound TCP before this.
-const MAX_SEGMENTS: usize = 64;
+/// Segments in one super-packet. Kernels before 6.9 take 64 UDP segments and no more.
+pub const MAX_SEGMENTS: usize = 64;
 /// The largest packet that an IPv4 header can describe.
 const MAX_LENGTH: usize = 65_535;
 
@@ -113,6 +113,9 @@ impl Merger {
     pub fn push(&mut self, packet: &[u8]) {
         let number = self.next.len();
         self.next.push(None);
+        if self.merge == Merge::default() {
+            return self.alone(number);
+        }
         // What shows no flow might belong to any: a fragment must not be overtaken by what follows it.
         let Some(headers) = Headers::parse(packet) else {
             self.close_all();
