@@ -34,8 +34,8 @@ Each command says where it is answered:
   [coordinator]  by the coordinator's admin API
   [either]       by whichever is asked
 
-Exit codes: 0 yes, 1 failed, 2 usage, 3 the answer is no, 4 not ready, 5 not permitted, 6 not found, 7 conflict.
-Data goes to stdout, everything else to stderr. JSON and YAML carry apiVersion and kind and keep their fields.
+Exit codes: 0 yes, 1 failed, 2 usage, 3 answer is no, 4 not ready, 5 not permitted, 6 not found, 7 conflict
+Data goes to stdout, talk to stderr. JSON and YAML carry apiVersion and kind; fields are never renamed.
 
 First steps on a new machine:
   warren check --pre                       is this host able to run a node?

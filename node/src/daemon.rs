@@ -14,6 +14,7 @@ pub mod tunnel;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -42,6 +43,10 @@ const WANTED: usize = 4;
 
 /// Runs the node until SIGTERM, SIGINT, `warren down` or a fatal fault. `Ok` is a clean stop.
 pub async fn run(config: Config) -> Result<(), Refusal> {
+    // No core dump and no debugger of the same user gets at the keys in memory.
+    if let Err(errno) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        warn!("this process can be dumped: {}", std::io::Error::from(errno));
+    }
     let state = Arc::new(StateDir::open(&config.state_dir)?);
     let store = KeyStore::new(&state);
     let Some(identity) = store.node()? else {

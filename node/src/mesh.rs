@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
-use warren_engine::identity::{RefusedRecord, verify_signed_object};
+use warren_engine::identity::{RefusedRecord, VerifiedPeer, verify_signed_object};
 use warren_engine::mesh::{LocalKey, MeshUpdate, TunnelSecret};
 use warren_proto::certificate::{Chain, TunnelCertificate};
 use warren_proto::control_trust::{Purpose, anchor};
@@ -155,6 +155,7 @@ pub struct Mesh {
     saved_hints: Endpoints,
     heard: UnixTime,
     admitted: HashSet<InstanceId>,
+    peers: Vec<VerifiedPeer>,
     refused: Arc<[RefusedRecord]>,
     generation: u64,
     engine: Option<Engine>,
@@ -200,6 +201,7 @@ impl Mesh {
             applied: floor.generation,
             heard: UnixTime(0),
             admitted: HashSet::new(),
+            peers: Vec::new(),
             refused: Arc::new([]),
             generation: 0,
             engine: None,
@@ -257,9 +259,13 @@ impl Mesh {
                 }
             }
             Command::Hints(hints) => {
+                let before = self.hints.clone();
                 self.hints.extend(read_hints(&hints));
                 self.forget_gone();
-                self.publish();
+                // Where a peer is says nothing about whom to admit: nobody is judged again.
+                if self.hints != before {
+                    self.tell();
+                }
             }
             Command::Instance(instance) => {
                 self.start.workload = Some(instance.workload.clone());
@@ -396,30 +402,40 @@ impl Mesh {
             keys: locals.iter().map(|local| local.secret.public_key()).collect(),
         };
         let admission = knowledge.admit(&local, self.fresh_until(), &self.admitted, now);
-        self.admitted = admission.peers.iter().map(|peer| peer.instance()).collect();
+        self.admitted = admission.peers.iter().map(VerifiedPeer::instance).collect();
         self.log_refused(&admission.refused);
         self.refused = admission.refused.clone().into();
+        self.peers = admission.peers;
+        self.tell();
+        admission.refused
+    }
+
+    /// Tells the engine and everyone else what was judged last.
+    fn tell(&mut self) {
+        let Some(knowledge) = self.knowledge.clone() else {
+            return;
+        };
+        let (locals, own) = self.locals(self.start.clock.now().unix);
         self.generation += 1;
         if let Some(engine) = &self.engine {
             engine(MeshUpdate {
                 generation: self.generation,
                 policy: knowledge.policy.clone(),
                 locals,
-                peers: admission.peers.clone(),
+                peers: self.peers.clone(),
                 endpoints: self.hints.clone(),
             });
         }
         self.view.send_replace(Some(Arc::new(MeshView {
             generation: self.generation,
             own,
-            peers: admission.peers.into(),
+            peers: self.peers.clone().into(),
             refused: self.refused.clone(),
             endpoints: self.hints.clone(),
             heard: self.heard,
             fresh_until: self.fresh_until(),
             knowledge,
         })));
-        admission.refused
     }
 
     /// Publishes a new age of the heartbeat; nothing that the engine judges by has changed.

@@ -66,6 +66,26 @@ impl TestMesh {
         TrustBundle::new(self.trust_domain(), 1, [self.root.der.as_slice()]).expect("bundle")
     }
 
+    pub(crate) fn root_der(&self) -> &[u8] {
+        &self.root.der
+    }
+
+    /// A coordinator's certificate, the root behind it, and its key.
+    pub(crate) fn coordinator(&self) -> (Vec<Vec<u8>>, KeyPair) {
+        let key = KeyPair::generate().expect("key");
+        let mut template = leaf("coordinator", "spiffe://bank.example/coordinator/main");
+        template.extended_key_usages = vec![Eku::ServerAuth, own(oid::COORDINATOR)];
+        (vec![self.root.sign(&template, &key), self.root.der.clone()], key)
+    }
+
+    /// A workload's tunnel certificate, shown where a coordinator's belongs.
+    pub(crate) fn workload_as_server(&self) -> (Vec<Vec<u8>>, KeyPair) {
+        let key = KeyPair::generate().expect("key");
+        let tunnel_key = TunnelKey::generate().public();
+        let template = tunnel_template(1, CALLER, NodeId::from_bytes([1; 16]), tunnel_key);
+        (vec![self.issuing.sign(&template, &key), self.issuing.der.clone(), self.root.der.clone()], key)
+    }
+
     pub(crate) fn sign(&self, body: Vec<u8>) -> wire::SignedObject {
         let signature = self.signer.0.sign(&signing_input(&body)).expect("signed");
         let signer = wire::CertificateChain { certificates: vec![self.signer.1.clone()] };
@@ -147,17 +167,21 @@ impl TestMesh {
     }
 
     fn tunnel_chain(&self, number: u8, workload: &str, node: NodeId, tunnel_key: [u8; 32]) -> Vec<Vec<u8>> {
-        let (namespace, name) = workload.split_once('/').expect("a workload's name");
-        let mut template = leaf("tunnel", &format!("spiffe://bank.example/ns/{namespace}/sa/{name}"));
-        template.subject_alt_names.extend(addresses(number).iter().map(SanType::IpAddress));
-        template.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth, own(oid::MESH_TUNNEL)];
-        let instance = InstanceId::from_bytes([number; 16]);
-        let capabilities = Capabilities::ML_KEM;
-        let binding = TunnelBinding { tunnel_key, instance, node, capabilities };
-        let extension = CustomExtension::from_oid_content(oid::TUNNEL_BINDING.arcs, binding.to_der());
-        template.custom_extensions.push(extension);
+        let template = tunnel_template(number, workload, node, tunnel_key);
         vec![self.issuing.sign(&template, &KeyPair::generate().expect("key")), self.issuing.der.clone()]
     }
+}
+
+fn tunnel_template(number: u8, workload: &str, node: NodeId, tunnel_key: [u8; 32]) -> CertificateParams {
+    let (namespace, name) = workload.split_once('/').expect("a workload's name");
+    let mut template = leaf("tunnel", &format!("spiffe://bank.example/ns/{namespace}/sa/{name}"));
+    template.subject_alt_names.extend(addresses(number).iter().map(SanType::IpAddress));
+    template.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth, own(oid::MESH_TUNNEL)];
+    let instance = InstanceId::from_bytes([number; 16]);
+    let binding = TunnelBinding { tunnel_key, instance, node, capabilities: Capabilities::ML_KEM };
+    let extension = CustomExtension::from_oid_content(oid::TUNNEL_BINDING.arcs, binding.to_der());
+    template.custom_extensions.push(extension);
+    template
 }
 
 impl Authority {

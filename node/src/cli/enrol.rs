@@ -17,12 +17,9 @@ use crate::state_dir::{StateDir, StateError};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The token is read from a file, from stdin, from $WARREN_TOKEN_FILE, or from a systemd credential named warren-token;
-never from the command line, where every user of this host could read it. It carries the coordinator's addresses and
-the hash of the mesh's root, so that nothing else has to be typed and no other coordinator is believed.
+The token is read from a file, from stdin, from $WARREN_TOKEN_FILE, or from a systemd credential named warren-token; never from the command line, where every user of this host could read it. It carries the coordinator's addresses and the hash of the mesh's root, so that nothing else has to be typed and no other coordinator is believed.
 
-The node's key is made here and does not leave this host. If the answer is lost, run the same command again: the
-token is not used up twice.
+The node's key is made here and does not leave this host. If the answer is lost, run the same command again: the token is not used up twice.
 
 Examples:
   warren enrol --token-file web.token
