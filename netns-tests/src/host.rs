@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use socket2::{Domain, Socket, Type};
 
 use crate::namespace::Namespace;
 
@@ -100,17 +101,6 @@ impl Host {
         (self.v4, port).into()
     }
 
-    /// Gives one of its devices another address: what a program with enough rights could do.
-    pub fn add_address(&self, name: &str, address: Ipv6Addr) -> Result<()> {
-        self.namespace.run_async(|| async move {
-            let handle = netlink().await?;
-            let index = device(&handle, name).await?;
-            let mut request = handle.address().add(index, IpAddr::V6(address), 128);
-            request.message_mut().header.flags = netlink_packet_route::address::AddressHeaderFlags::Nodad;
-            request.execute().await.with_context(|| format!("add {address} to {name}"))
-        })
-    }
-
     /// Removes one of its devices.
     pub fn delete_device(&self, name: &str) -> Result<()> {
         self.namespace.run_async(|| async move {
@@ -143,11 +133,13 @@ impl Host {
         })
     }
 
-    /// Sends one datagram from an address of its own choice.
+    /// Sends one datagram from an address that is not this host's, as a program with CAP_NET_RAW can.
     pub fn udp_from(&self, source: Ipv6Addr, to: SocketAddr, payload: &[u8]) -> Result<()> {
         self.namespace.run(|| {
-            let socket = UdpSocket::bind((source, 0)).with_context(|| format!("bind {source}"))?;
-            socket.send_to(payload, to).with_context(|| format!("send to {to}"))?;
+            let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+            socket.set_freebind_v6(true)?;
+            socket.bind(&SocketAddr::from((source, 0)).into()).with_context(|| format!("bind {source}"))?;
+            socket.send_to(payload, &to.into()).with_context(|| format!("send to {to}"))?;
             Ok(())
         })
     }

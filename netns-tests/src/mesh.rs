@@ -191,7 +191,7 @@ impl Coordinator {
     /// The file that holds the store's log.
     #[must_use]
     pub fn store_log(&self) -> PathBuf {
-        self.directory().join("store/sled/db")
+        self.directory().join("store/db")
     }
 
     /// The running process.
@@ -326,21 +326,26 @@ impl Node {
         addresses.first().map(|address| (*address, port).into()).context("no overlay address")
     }
 
-    /// The denied flows it has recorded.
-    pub fn denied(&self) -> Result<Vec<Value>> {
-        let flows = self.say(&["flows", "--verdict", "denied", "-o", "json"])?.expect(0)?.json()?;
+    /// The flows it has recorded under a verdict, `allowed` or `denied`.
+    pub fn flows(&self, verdict: &str) -> Result<Vec<Value>> {
+        let flows = self.say(&["flows", "--verdict", verdict, "-o", "json"])?.expect(0)?.json()?;
         Ok(flows["items"].as_array().cloned().unwrap_or_default())
     }
 
-    /// Waits until it has recorded a denied flow for which `matches` holds.
-    pub fn wait_for_denied(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Result<Value> {
+    /// Waits until it has recorded a flow under `verdict` for which `matches` holds.
+    pub fn wait_for_flow(&self, verdict: &str, what: &str, matches: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut found = None;
         let waited = eventually(what, IN_FORCE, || {
-            found = self.denied()?.into_iter().find(&matches);
+            found = self.flows(verdict)?.into_iter().find(&matches);
             Ok(found.is_some())
         });
-        waited.with_context(|| format!("{} recorded {:#?}", self.host.name, self.denied()))?;
+        waited.with_context(|| format!("{} recorded {:#?}", self.host.name, self.flows(verdict)))?;
         found.context("found")
+    }
+
+    /// Waits for a denied flow.
+    pub fn wait_for_denied(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Result<Value> {
+        self.wait_for_flow("denied", what, matches)
     }
 }
 

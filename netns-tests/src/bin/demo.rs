@@ -156,24 +156,23 @@ fn allowed(web: &Node, bank: &Node, api: SocketAddr) -> Result<Line> {
         let (outcome, answer) = web.host.tcp(api, REQUEST, ANSWER)?;
         Ok(outcome == Outcome::Connected && answer == RESPONSE)
     })?;
-    let flows = bank.say(&["flows", "--verdict", "allowed", "-o", "json"])?.expect(0)?.json()?;
-    let items = flows["items"].as_array().cloned().unwrap_or_default();
-    let flow = items.iter().find(|flow| flow["source"] == "shop/web-frontend" && flow["port"] == 8080);
-    let flow = flow.with_context(|| format!("bank-1 recorded no allowed flow: {items:?}"))?;
+    let flow = bank.wait_for_flow("allowed", "bank-1 records the flow", |flow| {
+        flow["source"] == "shop/web-frontend" && flow["port"] == 8080
+    })?;
     let rule = flow["rule"].as_str().context("an allowed flow names its rule")?;
     ensure!(rule.contains("desk-reads"), "let in by {rule}, not by desk-reads");
     Ok(Line {
         verdict: "ALLOWED",
         from: "shop/web-frontend",
         to: "bank/banking-api tcp 8080",
-        what: format!("200, rule {rule} ({})", place(flow)),
+        what: format!("200, rule {rule} ({})", place(&flow)),
     })
 }
 
 fn denied(web: &Node, bank: &Node, admin: SocketAddr) -> Result<Line> {
     let (outcome, _) = web.host.tcp(admin, REQUEST, ANSWER)?;
     ensure!(outcome == Outcome::Refused, "port 9000 must answer with a reset, was: {outcome:?}");
-    let flow = bank.wait_for_denied("bank-1 records the denial", |flow| flow["port"] == 9000)?;
+    let flow = bank.wait_for_flow("denied", "bank-1 records the denial", |flow| flow["port"] == 9000)?;
     let rule = flow["rule"].as_str().unwrap_or("no-rule");
     ensure!(rule.contains("no-admin"), "refused by {rule}, not by no-admin");
     Ok(Line {
@@ -187,7 +186,7 @@ fn denied(web: &Node, bank: &Node, admin: SocketAddr) -> Result<Line> {
 fn no_grant(rogue: &Node, api: SocketAddr) -> Result<Line> {
     let (outcome, _) = rogue.host.tcp(api, REQUEST, ANSWER)?;
     ensure!(matches!(outcome, Outcome::Refused | Outcome::Unreachable), "rogue must be refused at once: {outcome:?}");
-    rogue.wait_for_denied("rogue-1 records its own refusal", |flow| flow["reason"] == "no-grant")?;
+    rogue.wait_for_flow("denied", "rogue-1 records its own refusal", |flow| flow["reason"] == "no-grant")?;
     Ok(Line {
         verdict: "REFUSED",
         from: "lab/rogue",

@@ -72,14 +72,13 @@ fn half_written() -> Result<()> {
     let (mut mesh, mut web, bank) = web_and_bank(&[])?;
     wait_until_allowed(&web, &bank)?;
     web.stop()?;
-    let state: Vec<_> = std::fs::read_dir(web.state())?.flatten().map(|entry| entry.path()).collect();
     mesh.coordinator.stop()?;
-    for file in state.into_iter().filter(|path| path.is_file()) {
-        let good = std::fs::read(&file)?;
-        if good.is_empty() {
-            continue;
-        }
-        std::fs::write(&file, &good[..good.len() / 2])?;
+    let mut good = Vec::new();
+    for entry in std::fs::read_dir(web.state())?.flatten().filter(|entry| entry.path().is_file()) {
+        good.push((entry.path(), std::fs::read(entry.path())?));
+    }
+    for (file, content) in good.iter().filter(|(_, content)| !content.is_empty()) {
+        std::fs::write(file, &content[..content.len() / 2])?;
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         match web.start() {
             // A damaged second copy, or a file that can be made again: then the node is whole without it.
@@ -90,7 +89,10 @@ fn half_written() -> Result<()> {
             }
             Err(error) => ensure!(format!("{error:#}").contains(&name), "{name} is not named: {error:#}"),
         }
-        std::fs::write(&file, &good)?;
+        // The node may have written other files meanwhile; each round begins from the same state.
+        for (file, content) in &good {
+            std::fs::write(file, content)?;
+        }
     }
     web.start()?;
     wait_until_allowed(&web, &bank)

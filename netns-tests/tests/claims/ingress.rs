@@ -70,12 +70,12 @@ fn no_grant() -> Result<()> {
     let (mut mesh, web, bank) = web_and_bank(&[])?;
     wait_until_allowed(&web, &bank)?;
     let rogue = mesh.node("rogue-1", ROGUE)?;
-    let before = bank.denied()?.len();
+    let before = bank.flows("denied")?.len();
     let (outcome, _) = rogue.host.tcp(bank.at(8080)?, b"question", ANSWER)?;
     ensure!(matches!(outcome, Outcome::Refused | Outcome::Unreachable), "{outcome:?}");
     let flow = rogue.wait_for_denied("the caller's own refusal", |flow| text(flow, "reason") == "no-grant")?;
     ensure!(text(&flow, "source") == ROGUE, "{flow:#}");
-    ensure!(bank.denied()?.len() == before, "the destination must never hear of it");
+    ensure!(bank.flows("denied")?.len() == before, "the destination must never hear of it");
     Ok(())
 }
 
@@ -88,7 +88,6 @@ fn spoofed_source() -> Result<()> {
     let std::net::IpAddr::V6(own) = own else { anyhow::bail!("the first address is IPv6") };
     let mut octets = own.octets();
     octets[15] ^= 1;
-    web.host.add_address("warren0", std::net::Ipv6Addr::from(octets))?;
     web.host.udp_from(std::net::Ipv6Addr::from(octets), bank.at(8080)?, b"spoofed")?;
     warren_netns_tests::processes::eventually("the spoofed packet is counted", ANSWER, || {
         Ok(super::drops(&web, "not-attributed")? > before)
