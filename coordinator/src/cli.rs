@@ -1,6 +1,7 @@
 //! The command line of `warren-coordinator`.
 
 mod init;
+mod recover;
 mod serve;
 mod status;
 
@@ -36,10 +37,23 @@ enum Command {
     Serve(ConfigFile),
     /// Say how the coordinator is, and who has not acknowledged what.
     Status(status::Status),
+    /// Accept that a store has lost acknowledged changes, when no backup is to be had.
+    Recover(recover::Recover),
+    /// Get in again when no administrator's token is left.
+    Admin {
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
     /// Print every configuration key with its meaning and default.
     Reference,
     /// Print the admin API as an OpenAPI 3.1 document.
     Openapi,
+}
+
+#[derive(Debug, Subcommand)]
+enum AdminCommand {
+    /// Write a new one-time token into the coordinator's directory. The coordinator must be stopped.
+    Recover(ConfigFile),
 }
 
 /// Where the configuration is.
@@ -70,6 +84,8 @@ pub fn run() -> ExitCode {
         Command::Init(init) => init.run(),
         Command::Serve(file) => serve::run(&file),
         Command::Status(status) => status.run(),
+        Command::Recover(recover) => recover.run(),
+        Command::Admin { command: AdminCommand::Recover(file) } => recover::admin(&file),
         Command::Reference => print(config::REFERENCE),
         Command::Openapi => openapi(),
     };

@@ -12,6 +12,7 @@
 //! its own scope and always gets the newest. What comes back is an acknowledgement.
 
 mod dispatch;
+mod endpoints;
 mod enrol;
 mod framing;
 mod issuance;

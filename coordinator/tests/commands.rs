@@ -204,3 +204,25 @@ fn a_missing_mesh_is_named_with_the_command_that_makes_one() {
     assert_eq!(empty.status.code(), Some(6), "{}", error_of(&empty));
     assert!(error_of(&empty).contains("warren-coordinator init"), "{}", error_of(&empty));
 }
+
+#[test]
+fn a_lost_administrator_gets_in_again_on_the_machine_itself_and_leaves_a_trace() {
+    let mesh = Mesh::init();
+    let before = fs::read_to_string(mesh.file("first-run-token")).unwrap();
+    let config = mesh.file("coordinator.yaml");
+    let recover = |command: &[&str]| {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_warren-coordinator"));
+        run.args(command).arg("--config").arg(&config).env("WARREN_COORDINATOR_STORE_KEEP_FREE", "0MiB");
+        run.output().unwrap()
+    };
+    let running = mesh.start();
+    assert_eq!(recover(&["admin", "recover"]).status.code(), Some(7), "a running coordinator is left alone");
+    drop(running);
+    let done = recover(&["admin", "recover"]);
+    assert!(done.status.success(), "{}", error_of(&done));
+    let after = fs::read_to_string(mesh.file("first-run-token")).unwrap();
+    assert!(after.starts_with("wa1_") && after != before);
+    assert_eq!(mode(&mesh.file("first-run-token")), 0o600);
+    let whole = recover(&["recover"]);
+    assert!(String::from_utf8_lossy(&whole.stdout).contains("nothing to recover"), "{}", error_of(&whole));
+}

@@ -199,18 +199,34 @@ async fn found(
     settings: MeshSettings,
     token: AdminToken,
 ) -> Result<(), Failure> {
+    let caller = Caller::new("init");
+    with_registry(store, authority, clock, config, async |registry| {
+        registry.create_mesh(&caller, settings).await?;
+        registry.create_admin_token(&Caller::new("init"), token, None).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Gives `commands` a registry of a store that nobody serves, and closes the store behind them.
+pub(super) async fn with_registry(
+    store: SledStore,
+    authority: Authority,
+    clock: WallClock,
+    config: &Config,
+    commands: impl AsyncFnOnce(&Registry) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let store: Arc<dyn Store> = Arc::new(store);
     let registry = Registry::open(store, authority, Arc::new(clock), config.advertise.clone()).await?;
     let following = {
         let registry = Arc::clone(&registry);
         tokio::spawn(async move { registry.follow().await })
     };
-    registry.create_mesh(&Caller::new("init"), settings).await?;
-    registry.create_admin_token(&Caller::new("init"), token, None).await?;
+    let done = commands(&registry).await;
     following.abort();
     // Ends when the task has let go of the registry, and with it of the store.
     let _ = following.await;
-    Ok(())
+    done
 }
 
 fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {

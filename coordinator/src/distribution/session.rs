@@ -24,10 +24,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use warren_proto::codec::{MAX_CONTROL_FRAME, MAX_NODE_FRAME};
 use warren_proto::control_trust::TrustedNode;
-use warren_proto::peer_map::{Generation, Heartbeat, MAX_HINTS, Scope};
+use warren_proto::peer_map::{Generation, Heartbeat, Scope};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, PROTOCOL_VERSION, READER_VERSION, UnixTime, wire};
 
+use super::endpoints::endpoints;
 use super::framing::{Receiver, Sender};
 use super::issuance::{self, Requester};
 use super::links::{Attached, Held, LinkStatus, Links, RefusedUpdate};
@@ -48,6 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const UPGRADE: Duration = Duration::from_secs(60);
 /// Application error code of every close that carries a refusal.
 const REFUSED: VarInt = VarInt::from_u32(1);
+/// Bytes of words in a close.
+const MAX_CLOSE: usize = 512;
 /// A clock further off than this is reported.
 const CLOCK_SKEW_MS: i64 = 30_000;
 
@@ -62,10 +65,12 @@ pub(super) struct Shared {
 
 /// Closes a connection with words that the other side understands.
 pub(super) fn close(connection: &quinn::Connection, refusal: &Refusal) {
-    let text = format!("{}: {}", refusal.reason, refusal.detail);
+    let mut text = format!("{}: {}", refusal.reason, refusal.detail);
     // A close frame must fit a packet.
-    let cut = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= 512).last().unwrap_or(0);
-    connection.close(REFUSED, text.get(..cut).unwrap_or_default().as_bytes());
+    while text.len() > MAX_CLOSE {
+        text.pop();
+    }
+    connection.close(REFUSED, text.as_bytes());
 }
 
 /// Why the older of two connections of one node is closed.
@@ -455,26 +460,11 @@ impl Session {
     }
 
     fn handle_report(&self, report: &wire::Report, remote: IpAddr) {
-        let Ok(port) = u16::try_from(report.data_port) else { return };
-        if port == 0 {
-            return;
-        }
         let registry = &self.shared.registry;
         let (state, now) = (registry.state(), registry.now());
-        let overlay = state.settings().map(|settings| settings.overlay).ok();
-        let mut endpoints: Vec<SocketAddr> = Vec::new();
-        let reported = report.addresses.iter().take(MAX_HINTS).filter_map(|text| text.parse::<IpAddr>().ok());
-        for address in reported.chain([remote]).map(|address| address.to_canonical()) {
-            let useless = address.is_unspecified()
-                || address.is_multicast()
-                || (address.is_loopback() && !remote.to_canonical().is_loopback())
-                || overlay.is_some_and(|overlay| overlay.contains(address));
-            let endpoint = SocketAddr::new(address, port);
-            if !useless && !endpoints.contains(&endpoint) && endpoints.len() < MAX_HINTS {
-                endpoints.push(endpoint);
-            }
-        }
-        if self.shared.links.set_endpoints(self.requester.node, endpoints) {
+        let Ok(settings) = state.settings() else { return };
+        let endpoints = endpoints(report, remote, &settings.overlay);
+        if !endpoints.is_empty() && self.shared.links.set_endpoints(self.requester.node, endpoints) {
             let instances = state.workloads_on(self.requester.node);
             let touched = Touched {
                 instances: instances.into_iter().map(|workload| (workload, self.requester.node)).collect(),

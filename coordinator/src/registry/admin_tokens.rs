@@ -34,13 +34,20 @@ impl Registry {
                 return Err(Refusal::new(Reason::InvalidField, format!("there are already {MAX_TOKENS} tokens"))
                     .hint("delete some with `warren admin token delete`"));
             }
-            if state.admin_tokens.iter().any(|(_, known)| known.name == token.name && known.expires_at > now) {
+            if state.admin_tokens.iter().any(|(_, known)| {
+                known.name == token.name && known.expires_at > now && !(known.first_run && token.first_run)
+            }) {
                 return Err(Refusal::new(Reason::Conflict, format!("name: there is a token called {:?}", token.name)));
             }
             let mut transaction = Transaction::default();
             if let Some(id) = consume {
                 let used = state.admin_tokens.get(&id.to_owned()).filter(|used| used.first_run).ok_or_else(spent)?;
                 transaction.delete(&Key::AdminToken(id.to_owned()), used.modified);
+            }
+            // There is one first-run token: who makes another has lost the one before, or fears it lost.
+            let first_runs = state.admin_tokens.iter().filter(|(_, known)| token.first_run && known.first_run);
+            for (id, known) in first_runs {
+                transaction.delete(&Key::AdminToken(id.clone()), known.modified);
             }
             transaction.create(&Key::AdminToken(token.id.clone()), &token)?;
             let entry =

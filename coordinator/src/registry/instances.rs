@@ -129,7 +129,7 @@ impl Registry {
         check_match("the instance", instance.modified, if_match)?;
         if instance.revoked_at.is_none() && instance.valid_until() > self.now() {
             return Err(Refusal::new(Reason::Conflict, format!("instance {id} is still trusted"))
-                .hint(format!("revoke it first: `warren workload revoke {id}`")));
+                .hint("revoke it first; a node that is revoked takes its instances with it"));
         }
         self.remove_instance(caller, id).await
     }
@@ -172,7 +172,7 @@ fn check_identity(node: &Node, workload: &WorkloadName) -> Result<(), Refusal> {
     let allowed: Vec<_> = node.workloads.iter().map(WorkloadName::as_str).collect();
     let detail = format!("node {} may not hold {workload}; it may hold {}", node.id, allowed.join(", "));
     Err(Refusal::new(Reason::IdentityNotAllowed, detail)
-        .hint(format!("allow it with `warren node allow {} {workload}`", node.id)))
+        .hint(format!("enrol the machine with a token for it: `warren token create --for {workload}`")))
 }
 
 /// The instance that this very request, or one with the same keys, was answered with.
