@@ -190,13 +190,23 @@ impl RevocationSet {
     }
 
     /// This set with what `earlier` had and is missing here, as long as it has not expired: a revocation
-    /// once seen stays until the objects it concerns have ended, whatever a later list says.
+    /// once seen stays until the objects it concerns have ended, whatever a later list says. A later list may put
+    /// that end off and not bring it forward.
     #[must_use]
     pub fn keeping(&self, earlier: &Self, now: UnixTime) -> Self {
+        let mut ends: BTreeMap<_, _> = BTreeMap::new();
+        for old in &earlier.all {
+            let end = ends.entry(&old.target).or_insert(old.expires_at);
+            *end = (*end).max(old.expires_at);
+        }
+        let sent = self.all.iter().cloned().map(|mut revocation| {
+            let seen = ends.get(&revocation.target).copied().unwrap_or_default();
+            revocation.expires_at = revocation.expires_at.max(seen);
+            revocation
+        });
         let known: BTreeSet<_> = self.all.iter().map(|revocation| &revocation.target).collect();
         let kept = earlier.all.iter().filter(|old| old.expires_at > now && !known.contains(&old.target));
-        let all = self.all.iter().chain(kept).cloned().collect();
-        Self::new(all)
+        Self::new(sent.chain(kept.cloned()).collect())
     }
 
     /// Which kind of revocation covers the certificate, if any.

@@ -136,6 +136,22 @@ fn a_revocation_once_seen_outlives_a_list_without_it() {
     assert_eq!(kept.all(), [revocation(3, 100), revocation(1, 100)]);
 }
 
+#[test]
+fn a_later_list_cannot_bring_the_end_of_a_revocation_forward() {
+    let revocation = |expires: u64| Revocation {
+        id: "r1".to_owned(),
+        target: RevocationTarget::Node(NodeId::from_bytes([1; 16])),
+        revoked_at: UnixTime(1),
+        expires_at: UnixTime(expires),
+        reason: String::new(),
+    };
+    let seen = RevocationSet::new(vec![revocation(100)]);
+    let shortened = RevocationSet::new(vec![revocation(20)]).keeping(&seen, UnixTime(10));
+    assert_eq!(shortened.all(), [revocation(100)]);
+    assert_eq!(RevocationSet::default().keeping(&shortened, UnixTime(50)).all(), [revocation(100)]);
+    assert_eq!(RevocationSet::new(vec![revocation(200)]).keeping(&seen, UnixTime(10)).all(), [revocation(200)]);
+}
+
 fn arbitrary_scope() -> impl Strategy<Value = Scope> {
     let objects = prop::collection::btree_map("[a-d]", "[x-z]{0,2}", 0..4);
     let peers = prop::collection::btree_set(0u8..6, 0..5);
