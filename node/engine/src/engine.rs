@@ -231,10 +231,10 @@ impl Engine {
                 if !doorway.mac_is_valid(datagram) {
                     return Err(Reason::BadMac);
                 }
+                self.pass_gate(&doorway, from, datagram, now)?;
                 if demux::ephemeral(datagram).is_none_or(is_low_order) {
                     return Err(Reason::LowOrderPoint);
                 }
-                self.pass_gate(&doorway, from, datagram, now)?;
                 self.on_link(id, |link, out| link.handle_response(receiver, datagram, from, out, now))
             }
             Message::CookieReply { receiver } => {
@@ -262,18 +262,19 @@ impl Engine {
         doorway.map(|doorway| (id, doorway)).ok_or(Reason::UnknownReceiver)
     }
 
-    /// From the cheapest check to the dearest: the key it is for, its first mac, low order, and under load a cookie
-    /// and the source's share; then one key agreement says who is calling, and only an admitted key gets an answer.
+    /// From the cheapest check to the dearest: the key it is for, its first mac, and under load a cookie and the source's
+    /// share; then low order, which costs as much as a key agreement; then the one that says who is calling. Only an
+    /// admitted key gets an answer.
     fn take_initiation(&mut self, hint: u32, from: SocketAddr, datagram: &[u8], now: Now) -> Result<(), Reason> {
         let mut message = datagram.to_vec();
         if let Some(reserved) = message.get_mut(1..4) {
             reserved.fill(0);
         }
         let doorway = self.doorway_of(hint, &message, now)?;
+        self.pass_gate(&doorway, from, &message, now)?;
         if demux::ephemeral(&message).is_none_or(is_low_order) {
             return Err(Reason::LowOrderPoint);
         }
-        self.pass_gate(&doorway, from, &message, now)?;
         let caller = doorway.initiator(&message)?;
         let Some(id) = self.peers.between(doorway.key(), &caller) else {
             self.note_stranger(&caller, from);

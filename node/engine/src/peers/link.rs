@@ -201,6 +201,18 @@ impl LinkState {
             && self.peer_ends.iter().any(|end| end.key == *peer)
     }
 
+    /// Whether the certificates of both keys are in date. Records go when somebody looks at them again; trust ends at the
+    /// second that the certificate names.
+    fn check_dates(&self, local: &TunnelKey, peer: &TunnelKey, now: Now) -> Result<(), Reason> {
+        let ours = self.local_ends.iter().find(|end| end.doorway.key() == local).map(|end| end.valid_until);
+        let theirs = self.peer_ends.iter().find(|end| end.key == *peer).map(|end| end.valid_until);
+        match ours.min(theirs) {
+            Some(end) if now.unix < end => Ok(()),
+            Some(_) => Err(Reason::CertificateExpired),
+            None => Err(Reason::UnknownKey),
+        }
+    }
+
     /// Closes what hangs on keys that are no longer there.
     fn close_orphans(&mut self, reason: Reason, out: &mut Outlet, now: Now) {
         let lost = |link: &Self, established: &Established| !link.holds(&established.local, &established.peer);
@@ -299,12 +311,16 @@ impl LinkState {
     fn seal_packet(&mut self, packet: &[u8], out: &mut Outlet, now: Now) -> bool {
         let Some(endpoint) = self.path.endpoint() else { return false };
         if self.plain {
-            let sealed = self.tunnels.iter_mut().find_map(|tunnel| tunnel.noise.seal(packet));
-            let sent = sealed.is_some();
-            if let Some(datagram) = sealed {
-                out.send(endpoint, datagram);
+            for at in 0..self.tunnels.len() {
+                let (local, peer) = (self.tunnels[at].local, self.tunnels[at].peer);
+                if self.check_dates(&local, &peer, now).is_ok()
+                    && let Some(datagram) = self.tunnels[at].noise.seal(packet)
+                {
+                    out.send(endpoint, datagram);
+                    return true;
+                }
             }
-            return sent;
+            return false;
         }
         let Some(current) = &self.current else { return false };
         send_sealed(&current.session, packet, endpoint, out, now)
@@ -400,6 +416,7 @@ impl LinkState {
         out: &mut Outlet,
         now: Now,
     ) -> Result<(), Reason> {
+        self.check_dates(local, peer, now)?;
         let at = self.tunnel_between(local, peer, out).ok_or(Reason::UnknownKey)?;
         let tunnel = &mut self.tunnels[at];
         if tunnel.answered.is_some_and(|answered| now.monotonic.saturating_sub(answered) < INITIATION_INTERVAL) {
@@ -432,6 +449,8 @@ impl LinkState {
         out: &mut Outlet,
         now: Now,
     ) -> Result<(), Reason> {
+        let tunnel = self.tunnel(receiver >> 8).ok_or(Reason::UnknownReceiver)?;
+        self.check_dates(&tunnel.local, &tunnel.peer, now)?;
         let tunnel = self.tunnel_mut(receiver >> 8).ok_or(Reason::UnknownReceiver)?;
         let opened = tunnel.noise.open(message)?;
         self.authenticate_path(from);

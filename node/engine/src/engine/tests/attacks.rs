@@ -80,26 +80,59 @@ fn a_source_with_a_cookie_is_still_limited() {
     assert!(world.nodes[1].engine.unknown_keys()[0].count <= 260);
 }
 
+/// An initiation with this ephemeral key and a first mac that is right: anybody who knows the public key can make it
+/// (WireGuard whitepaper, 5.4.4).
+fn initiation_with(world: &World, ephemeral: [u8; 32]) -> [u8; 148] {
+    let key = world.nodes[1].keys[0].secret.public_key();
+    let mut message = stranger(world).initiate_hinted().expect("initiation");
+    message[8..40].copy_from_slice(&ephemeral);
+    let mut cleared = message;
+    cleared[1..4].fill(0);
+    let mut mac_key = Blake2s256::default();
+    Update::update(&mut mac_key, b"mac1----");
+    Update::update(&mut mac_key, &key);
+    let mac_key = mac_key.finalize_fixed();
+    let mut mac: Blake2sMac<blake2::digest::consts::U16> = KeyInit::new_from_slice(&mac_key).expect("a key");
+    Update::update(&mut mac, &cleared[..116]);
+    message[116..132].copy_from_slice(&mac.finalize_fixed());
+    message
+}
+
 #[test]
 fn a_low_order_ephemeral_key_is_refused_before_any_agreement() {
     let mut world = World::pair();
-    let key = world.nodes[1].keys[0].secret.public_key();
-    let mut message = stranger(&world).initiate().expect("initiation");
     let mut one = [0; 32];
     one[0] = 1;
     for low in [[0; 32], one] {
-        message[8..40].copy_from_slice(&low);
-        // A first mac that is right: anybody who knows the public key can make it (WireGuard whitepaper, 5.4.4).
-        let mut mac_key = Blake2s256::default();
-        Update::update(&mut mac_key, b"mac1----");
-        Update::update(&mut mac_key, &key);
-        let mac_key = mac_key.finalize_fixed();
-        let mut mac: Blake2sMac<blake2::digest::consts::U16> = KeyInit::new_from_slice(&mac_key).expect("a key");
-        Update::update(&mut mac, &message[..116]);
-        message[116..132].copy_from_slice(&mac.finalize_fixed());
+        let message = initiation_with(&world, low);
         assert!(knock(&mut world, address(0), &message).is_empty());
     }
     assert_eq!(world.drops(1, Reason::LowOrderPoint), 2);
+}
+
+/// Finding a key of low order is a multiplication like an agreement's: under load a cookie comes before it too.
+#[test]
+fn under_load_nothing_is_computed_with_an_ephemeral_key_before_a_cookie() {
+    let mut world = World::pair();
+    let message = initiation_with(&world, [0; 32]);
+    let cookies = (0..1000).filter(|_| !knock(&mut world, address(0), &message).is_empty()).count() as u64;
+    assert!(world.drops(1, Reason::LowOrderPoint) <= 250);
+    assert_eq!(cookies, 1000 - world.drops(1, Reason::LowOrderPoint));
+    assert_eq!(cookies, world.drops(1, Reason::CookieRequired));
+}
+
+/// Its holder's trust has ended, whether or not the mesh has taken the record away: it is met with silence.
+#[test]
+fn a_key_whose_certificate_has_ended_gets_no_answer() {
+    let mut world = World::pair_until(NOW.plus(Duration::from_secs(60)));
+    let mut tunnel = tunnel_to(&world, &secrets()[0]);
+    world.set_time(world.now.monotonic + Duration::from_secs(59));
+    let initiation = tunnel.initiate_hinted().expect("initiation");
+    assert_eq!(knock(&mut world, address(0), &initiation).len(), 1);
+    world.set_time(world.now.monotonic + Duration::from_secs(1));
+    let initiation = tunnel.initiate_hinted().expect("initiation");
+    assert!(knock(&mut world, address(0), &initiation).is_empty());
+    assert_eq!(world.drops(1, Reason::CertificateExpired), 1);
 }
 
 #[test]

@@ -24,10 +24,15 @@ fn inner(next_header: u8, content: &[u8]) -> Vec<u8> {
 
 impl Plain {
     fn new() -> Self {
-        let mut world = World::pair();
+        Self::until(NOW.plus(DAY), NOW.plus(DAY))
+    }
+
+    /// The node's certificate and the device's end at these moments.
+    fn until(node: UnixTime, device: UnixTime) -> Self {
+        let mut world = World::pair_until(node);
         let secret = TunnelSecret::from_bytes([8; 32]);
-        let peer =
-            TestPeer { capabilities: Capabilities::PLAIN, ..TestPeer::new(2, WORKLOADS[1], secret.public_key()) };
+        let peer = TestPeer::new(2, WORKLOADS[1], secret.public_key());
+        let peer = TestPeer { capabilities: Capabilities::PLAIN, not_after: device, ..peer };
         let (key, verified) = issue_for(&world.mesh, &peer, secret);
         world.nodes[1].keys = vec![key];
         world.nodes[1].verified = vec![verified];
@@ -141,4 +146,22 @@ fn a_plain_peer_that_was_removed_opens_nothing() {
     plain.node_takes(&packet);
     assert!(plain.opened().is_empty());
     assert_eq!(plain.world.drops(0, Reason::UnknownReceiver), 1);
+}
+
+/// A stock device knows no certificates, and its tunnel no end: this end keeps to both.
+#[test]
+fn a_plain_peers_tunnel_ends_with_the_certificate_of_either_end() {
+    let (minute, day) = (NOW.plus(Duration::from_secs(60)), NOW.plus(DAY));
+    for (node, device) in [(minute, day), (day, minute)] {
+        let mut plain = Plain::until(node, device);
+        plain.node_sends(&inner(17, b"first"));
+        assert_eq!(plain.from_node.len(), 1);
+        plain.world.set_time(plain.world.now.monotonic + Duration::from_secs(60));
+        let packet = plain.device.seal(&inner(17, b"late")).expect("established");
+        plain.node_takes(&packet);
+        assert!(plain.opened().is_empty());
+        assert_eq!(plain.world.drops(0, Reason::CertificateExpired), 1);
+        plain.node_sends(&inner(17, b"late"));
+        assert_eq!(plain.from_node.len(), 1);
+    }
 }
