@@ -17,6 +17,8 @@ use crate::tables::{Generation, PeerIndex};
 const LIFETIME: Duration = Duration::from_secs(30);
 /// Datagrams in parts at once, per worker.
 const MAX_DATAGRAMS: usize = 512;
+/// A peer may have this share of them at most, so that one who completes none does not shut the others out.
+const PEER_SHARE: usize = 4;
 /// Parts of one datagram: 64 KiB in parts of IPv6's smallest MTU are 53.
 const MAX_PARTS: usize = 64;
 
@@ -90,18 +92,23 @@ impl Fragments {
         {
             return Err(Reason::OverlappingFragment);
         }
-        if self.datagrams.len() >= MAX_DATAGRAMS {
+        if self.datagrams.len() >= MAX_DATAGRAMS || self.has_its_share(peer) {
             self.datagrams
                 .retain(|_, datagram| !datagram.is_complete() && now.saturating_sub(datagram.began) < LIFETIME);
-        }
-        if self.datagrams.len() >= MAX_DATAGRAMS {
-            return Err(Reason::UnknownFragment);
+            if self.datagrams.len() >= MAX_DATAGRAMS || self.has_its_share(peer) {
+                return Err(Reason::UnknownFragment);
+            }
         }
         let mut datagram =
             Datagram { generation, began: now, parts: [(0, 0); MAX_PARTS], count: 0, seen: 0, length: None };
         datagram.note(0, length(inner), false)?;
         self.datagrams.insert(key, datagram);
         Ok(())
+    }
+
+    fn has_its_share(&self, peer: PeerIndex) -> bool {
+        const SHARE: usize = MAX_DATAGRAMS / PEER_SHARE;
+        self.datagrams.len() >= SHARE && self.datagrams.keys().filter(|key| key.peer == peer).count() >= SHARE
     }
 
     /// Lets a later part pass if its first part did, at this very generation.

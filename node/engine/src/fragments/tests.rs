@@ -7,11 +7,12 @@ const START: Duration = Duration::from_secs(5);
 struct Path {
     fragments: Fragments,
     whole: Vec<u8>,
+    peer: PeerIndex,
 }
 
 impl Path {
     fn new(build: Build) -> Self {
-        Self { fragments: Fragments::default(), whole: build.udp(1000, 2000, &[3; 120]) }
+        Self { fragments: Fragments::default(), whole: build.udp(1000, 2000, &[3; 120]), peer: PEER }
     }
 
     /// A part of an eight-byte header and 120 bytes of data.
@@ -32,9 +33,9 @@ impl Path {
         let packet = fragment(&self.whole, id, offset, more, length);
         let inner = Inner::parse(&packet).expect("parsed");
         if offset == 0 {
-            self.fragments.begin(&inner, PEER, generation, now)
+            self.fragments.begin(&inner, self.peer, generation, now)
         } else {
-            self.fragments.follow(&inner, PEER, generation, now)
+            self.fragments.follow(&inner, self.peer, generation, now)
         }
     }
 }
@@ -99,11 +100,26 @@ fn an_identification_is_free_again_once_its_datagram_is_complete() {
 #[test]
 fn the_table_is_bounded_and_recovers() {
     let mut path = Path::new(Build::v4());
-    for id in 0..MAX_DATAGRAMS {
-        assert_eq!(path.part(u16::try_from(id).expect("small"), 0, 64, START), Ok(()));
+    for peer in 0..PEER_SHARE as u32 {
+        path.peer = PeerIndex(peer);
+        for id in 0..(MAX_DATAGRAMS / PEER_SHARE) as u16 {
+            assert_eq!(path.part(id, 0, 64, START), Ok(()));
+        }
     }
+    path.peer = PeerIndex(PEER_SHARE as u32);
     assert_eq!(path.part(9999, 0, 64, START), Err(Reason::UnknownFragment));
     assert_eq!(path.part(9999, 0, 64, START + LIFETIME), Ok(()));
+}
+
+#[test]
+fn a_peer_that_completes_nothing_shuts_nobody_else_out() {
+    let mut path = Path::new(Build::v4());
+    let passed = (0..2 * MAX_DATAGRAMS as u16).filter(|id| path.part(*id, 0, 64, START).is_ok()).count();
+    assert_eq!(passed, MAX_DATAGRAMS / PEER_SHARE);
+    path.peer = PeerIndex(2);
+    assert_eq!(path.part(1, 0, 64, START), Ok(()));
+    path.peer = PEER;
+    assert_eq!(path.part(9999, 0, 64, START + LIFETIME), Ok(()), "its own share comes back");
 }
 
 #[test]
