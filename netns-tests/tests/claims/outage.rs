@@ -5,12 +5,15 @@
 //!   ================================================
 //! ```
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use warren_netns_tests::host::{ANSWER, Outcome};
-use warren_netns_tests::mesh::Mesh;
+use warren_netns_tests::mesh::{IN_FORCE, Mesh};
+use warren_netns_tests::processes::eventually;
 
 use super::{POLICY, WEB, claim, must_answer, wait_until_allowed, web_and_bank};
 
@@ -52,42 +55,55 @@ fn coordinator_restart() -> Result<()> {
     must_answer(&web, bank.at(7000)?)
 }
 
-/// How many times the coordinator is killed. Each cycle is a start, writes, and SIGKILL at a random moment.
+/// How many times the coordinator is killed: hundreds, so that a kill falls into every phase of a commit.
 const CYCLES: u32 = 200;
+
+/// Administrators who write at once: several commits are under way when the coordinator dies.
+const WRITERS: usize = 3;
 
 fn killed_during_writes() -> Result<()> {
     let mut mesh = Mesh::new(&[])?;
     mesh.try_apply(POLICY, &[])?.expect(0)?;
-    let mut acknowledged = Vec::new();
+    let mut acknowledged = BTreeSet::new();
     for cycle in 0..CYCLES {
-        // Writers run while the coordinator dies under them.
-        let pause = Duration::from_millis(u64::from(cycle * 7 % 40));
-        let made = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                let mut made = Vec::new();
-                while let Ok(answer) = mesh.coordinator.say(&["token", "create", "--for", WEB, "-o", "json"]) {
-                    if answer.code != Some(0) {
-                        break;
+        let made = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..WRITERS {
+                scope.spawn(|| {
+                    while let Some(id) = create_token(&mesh) {
+                        made.lock().expect("no panic").push(id);
                     }
-                    made.push(answer.json()?["id"].as_str().unwrap_or_default().to_owned());
-                }
-                anyhow::Ok(made)
-            });
-            std::thread::sleep(pause);
+                });
+            }
+            // At least so many writes, then a moment that differs from cycle to cycle.
+            let enough = (cycle % 3) as usize;
+            let waited =
+                eventually("writes are acknowledged", IN_FORCE, || Ok(made.lock().expect("no panic").len() >= enough));
+            std::thread::sleep(Duration::from_millis(u64::from(cycle * 7 % 40)));
             mesh.coordinator.signal_kill()?;
-            writer.join().expect("no panic")
+            waited
         })?;
-        acknowledged.extend(made);
+        acknowledged.extend(made.into_inner().expect("no panic"));
         mesh.coordinator.reap()?;
         mesh.coordinator.start()?;
     }
-    let listed = mesh.coordinator.say(&["token", "list", "-o", "json"])?.expect(0)?.stdout;
-    for id in &acknowledged {
-        ensure!(listed.contains(id.as_str()), "token {id} was acknowledged and is lost");
+    let mut listed = BTreeSet::new();
+    let mut page = mesh.coordinator.say(&["token", "list", "-o", "json"])?.expect(0)?.json()?;
+    for item in page["items"].as_array_mut().context("a list")?.drain(..) {
+        listed.extend(item["id"].as_str().map(str::to_owned));
     }
-    ensure!(!acknowledged.is_empty(), "no write was acknowledged in {CYCLES} cycles: this proves nothing");
+    let lost: Vec<_> = acknowledged.difference(&listed).collect();
+    ensure!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), acknowledged.len());
+    ensure!(acknowledged.len() > 100, "only {} writes were acknowledged: this proves little", acknowledged.len());
     mesh.coordinator.say(&["audit", "verify"])?.expect(0)?;
     Ok(())
+}
+
+/// The id of a new token, once the coordinator has acknowledged it.
+fn create_token(mesh: &Mesh) -> Option<String> {
+    let answer = mesh.coordinator.say(&["token", "create", "--for", WEB, "-o", "json"]).ok()?;
+    let id = answer.expect(0).ok()?.json().ok()?["id"].as_str()?.to_owned();
+    Some(id)
 }
 
 fn flipped_bit() -> Result<()> {
