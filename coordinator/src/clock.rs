@@ -54,7 +54,9 @@ impl WallClock {
         if behind > TOLERATED {
             tracing::warn!(
                 behind_seconds = behind.as_secs(),
-                "the clock was set back; time goes on from {floor} until it has caught up"
+                "the clock is behind what was seen before; time goes on from {floor} until it has caught up. If the clock \
+                 had run ahead, stop the coordinator and remove {}",
+                clock.file.display()
             );
         }
         Ok(clock)

@@ -226,3 +226,11 @@ fn a_lost_administrator_gets_in_again_on_the_machine_itself_and_leaves_a_trace()
     let whole = recover(&["recover"]);
     assert!(String::from_utf8_lossy(&whole.stdout).contains("nothing to recover"), "{}", error_of(&whole));
 }
+
+#[test]
+fn the_book_states_every_configuration_key_as_the_command_prints_it() {
+    let printed = run(&["reference"]);
+    let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/coordinator.md");
+    let book = fs::read_to_string(book).unwrap();
+    assert!(book.contains(&String::from_utf8(printed.stdout).unwrap()), "copy `warren-coordinator reference` there");
+}
