@@ -27,7 +27,7 @@ use crate::certificates::key_store::Instance;
 use crate::clock::Clock;
 use crate::mesh_view::{Acceptance, Knowledge, Local, MeshView, OwnInstance, read_hints};
 use crate::snapshot::{self, Endpoints, Floor};
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, StateError};
 
 /// Records that could not be judged for want of time or freshness are judged again this often, and what only added peers
 /// is written to disk.
@@ -245,7 +245,7 @@ impl Mesh {
                 }
             }
         }
-        self.save();
+        let _ = self.save();
         self.save_hints();
         self.save_time();
     }
@@ -318,13 +318,14 @@ impl Mesh {
                     refused = refused.len(),
                     "update accepted"
                 );
-                self.waiting.push_back(Waiting {
-                    generation: self.generation,
-                    applied: Applied { generation, refused },
-                    answer,
-                });
-                if binds {
-                    self.save();
+                match if binds { self.save() } else { Ok(()) } {
+                    Ok(()) => self.waiting.push_back(Waiting {
+                        generation: self.generation,
+                        applied: Applied { generation, refused },
+                        answer,
+                    }),
+                    // In force here and now, but a restart would not know of it: the coordinator must not count on it.
+                    Err(failure) => drop(answer.send(Err(failure.into()))),
                 }
                 if self.engine.is_none() {
                     // Without an engine nothing passes at all: it is in force.
@@ -512,25 +513,24 @@ impl Mesh {
         if ended || (waits_for_time && !self.is_stale()) {
             self.publish();
         }
-        if self.unsaved {
-            self.save();
-        }
+        // A failure is in the log, and the next tick tries again.
+        let _ = self.save();
         self.save_hints();
         if keep_time {
             self.save_time();
         }
     }
 
-    fn save(&mut self) {
+    /// Writes what is in force and not on disk yet. What is in force stays so when that fails.
+    fn save(&mut self) -> Result<(), StateError> {
         let Some(knowledge) = self.knowledge.clone().filter(|_| self.unsaved) else {
-            return;
+            return Ok(());
         };
         self.floor.time = self.start.clock.floor();
-        match snapshot::write(&self.start.state, &knowledge, &self.floor) {
-            Ok(()) => self.unsaved = false,
-            // What is in force stays in force; the next tick tries again.
-            Err(failure) => error!(next = failure.hint(), "the snapshot is not stored: {failure}"),
-        }
+        snapshot::write(&self.start.state, &knowledge, &self.floor)
+            .inspect_err(|failure| error!(next = failure.hint(), "the snapshot is not stored: {failure}"))?;
+        self.unsaved = false;
+        Ok(())
     }
 
     fn save_hints(&mut self) {

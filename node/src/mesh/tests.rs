@@ -277,6 +277,20 @@ fn an_update_is_answered_when_every_worker_judges_by_it_and_not_before() {
 }
 
 #[test]
+fn an_update_that_cannot_be_written_is_in_force_and_not_acknowledged() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    let scope = rig.scope();
+    give(&mut mesh, rig.mesh.update(5, &scope)).expect("accepted");
+    let instance = *scope.peers.keys().next().expect("a peer");
+    let revoked = rig.mesh.scope(POLICY, vec![revocation(RevocationTarget::Instance(instance))]);
+    std::fs::remove_dir_all(rig.path()).expect("the disk is gone");
+    let refusal = give(&mut mesh, rig.mesh.update(6, &revoked)).expect_err("a restart would not know of it");
+    assert!(refusal.detail.contains("revocations"), "{refusal}");
+    assert!(peers(&handle).is_empty());
+}
+
+#[test]
 fn a_peer_whose_certificate_ends_leaves_without_a_word_from_anyone() {
     let rig = Rig::new();
     let (mut mesh, handle) = rig.open();
