@@ -197,7 +197,8 @@ impl Serving<'_> {
                     }
                     let desired = view.borrow_and_update().as_deref().and_then(|view| desired_of(view, self.desired.device, self.facts.mtu));
                     if let Some(desired) = desired.filter(|desired| *desired != self.desired) {
-                        self.keeper.apply(desired.clone()).map_err(|error| {
+                        let ordered = self.keeper.order(desired.clone());
+                        blocking(move || ordered.wait()).await?.map_err(|error| {
                             Refusal::new(Reason::Internal, format!("the host does not take the overlay: {error}"))
                         })?;
                         self.desired = desired;

@@ -48,6 +48,17 @@ pub struct Keeper {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A desired state that was ordered.
+#[derive(Debug)]
+pub struct Ordered(mpsc::Receiver<Result<Changes, HostError>>);
+
+impl Ordered {
+    /// Blocks until it holds, or cannot.
+    pub fn wait(self) -> Result<Changes, HostError> {
+        self.0.recv().unwrap_or(Err(HostError::NotKept))
+    }
+}
+
 impl Keeper {
     /// Applies `desired`, then keeps it. `events` is called on the keeper's thread.
     pub fn start(
@@ -83,9 +94,15 @@ impl Keeper {
 
     /// Changes the desired state and waits until it holds.
     pub fn apply(&self, desired: Desired) -> Result<Changes, HostError> {
+        self.order(desired).wait()
+    }
+
+    /// Changes the desired state without waiting: the kernel may take its time, and an async task must not.
+    #[must_use]
+    pub fn order(&self, desired: Desired) -> Ordered {
         let (answer, answered) = mpsc::sync_channel(1);
         self.send(Command::Apply(desired, answer));
-        answered.recv().unwrap_or(Err(HostError::NotKept))
+        Ordered(answered)
     }
 
     /// Ends the keeping and takes the state back ([`Host::revert`]).
