@@ -1,5 +1,6 @@
 //! The answering side.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +57,8 @@ impl LocalApi {
                 let detail = format!("another warren daemon listens at {}", path.display());
                 return Err(Refusal::new(Reason::Conflict, detail).hint("warren down stops it"));
             }
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            // A plain file refuses connections, too, and is somebody's.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused && is_socket(path) => {
                 std::fs::remove_file(path).map_err(|error| failed("is left over and cannot be removed", error))?;
             }
             Err(_) => {}
@@ -92,6 +94,10 @@ impl LocalApi {
             });
         }
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
 }
 
 async fn serve(stream: UnixStream, surface: &Surface, stop: &Stop) {
@@ -220,4 +226,20 @@ async fn reply(send: &mut OwnedWriteHalf, answer: &Answer) -> std::io::Result<()
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     tokio::time::timeout(PATIENCE, send.write_all(&line)).await.map_err(|_| std::io::ErrorKind::TimedOut)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_left_over_is_replaced_and_a_file_of_somebody_else_is_not() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("warren.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("left over"));
+        drop(LocalApi::bind(&path).expect("replaced"));
+        std::fs::write(&path, "notes").expect("write");
+        LocalApi::bind(&path).expect_err("refused");
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "notes");
+    }
 }
