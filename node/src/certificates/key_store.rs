@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use warren_proto::join_token::JoinTokenId;
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, OverlayAddresses, TrustBundle, TrustDomain, WorkloadName, wire};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -224,6 +225,14 @@ pub struct Instance {
     pub identities: Vec<TunnelIdentity>,
 }
 
+/// The key of an enrolment whose answer has not come.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pending {
+    token: JoinTokenId,
+    key: SigningKey,
+}
+
 /// Reads and writes what this node is.
 #[derive(Debug)]
 pub struct KeyStore<'a> {
@@ -248,14 +257,15 @@ impl<'a> KeyStore<'a> {
         self.state.remove(PENDING_FILE)
     }
 
-    /// The key to enrol with. It is written before it is used: if the answer is lost, asking again with the same key
-    /// gets the same answer instead of using up the token.
-    pub fn pending_key(&self) -> Result<SigningKey, Refusal> {
-        if let Some(key) = self.load(PENDING_FILE)? {
-            return Ok(key);
+    /// The key to enrol with by `token`. It is written before it is used: if the answer is lost, asking again with the
+    /// same key gets the same answer instead of using up the token. Another token gets a key of its own, for the
+    /// coordinator may have bound this one to the node of the answer that was lost.
+    pub fn pending_key(&self, token: JoinTokenId) -> Result<SigningKey, Refusal> {
+        if let Some(pending) = self.load::<Pending>(PENDING_FILE)?.filter(|pending| pending.token == token) {
+            return Ok(pending.key);
         }
         let key = SigningKey::generate()?;
-        self.save(PENDING_FILE, &key)?;
+        self.save(PENDING_FILE, &Pending { token, key: key.clone() })?;
         Ok(key)
     }
 
@@ -374,8 +384,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let state = StateDir::open(&directory.path().join("s")).expect("open");
         let store = KeyStore::new(&state);
-        let first = store.pending_key().expect("key");
-        assert_eq!(store.pending_key().expect("key").public(), first.public());
+        let (token, other) = (JoinTokenId::from_bytes([1; 8]), JoinTokenId::from_bytes([2; 8]));
+        let first = store.pending_key(token).expect("key");
+        assert_eq!(store.pending_key(token).expect("key").public(), first.public());
+        assert_ne!(store.pending_key(other).expect("key").public(), first.public(), "another token, another key");
     }
 
     #[test]
@@ -391,7 +403,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let state = StateDir::open(&directory.path().join("s")).expect("open");
         state.write(PENDING_FILE, b"\"c2VjcmV0\"").expect("write");
-        let refusal = KeyStore::new(&state).pending_key().expect_err("refused");
+        let refusal = KeyStore::new(&state).pending_key(JoinTokenId::from_bytes([1; 8])).expect_err("refused");
         assert_eq!(refusal.reason, Reason::StateCorrupt);
         assert!(refusal.detail.contains("node.pending") && !refusal.detail.contains("c2VjcmV0"), "{refusal:?}");
     }

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
         .find(|addresses| !addresses.is_empty())
         .unwrap_or_default();
     let host_name = arguments.host_name.unwrap_or_else(this_host);
-    let key = store.pending_key()?;
+    let key = store.pending_key(token.id)?;
     let clock = Arc::new(Clock::new(clock::read, UnixTime(0)));
     super::block_on(async {
         let node = enrol(&token, &addresses, key, &host_name, clock).await?;
