@@ -11,9 +11,11 @@ use warren_proto::peer_map::{
     Generation, Heartbeat, Manifest, NamedDigest, Object, ObjectKey, ObjectKind, PeerRecord, Revocation, RevocationSet,
     Scope, object_digest, signing_input,
 };
-use warren_proto::{InstanceId, NodeId, Overlay, OverlayAddresses, TrustBundle, TrustDomain, UnixTime, wire};
+use warren_proto::{InstanceId, NodeId, Overlay, OverlayAddresses, SpiffeId, TrustBundle, TrustDomain, UnixTime, wire};
 
-use crate::certificates::key_store::{Chain, Instance, SigningKey, TunnelIdentity, TunnelKey};
+use crate::certificates::key_store::{
+    Chain, Instance, NodeIdentity, SigningKey, StoredBundle, TunnelIdentity, TunnelKey,
+};
 
 /// When everything was issued.
 pub(crate) const NOW: UnixTime = UnixTime(1_800_000_000);
@@ -163,6 +165,23 @@ impl TestMesh {
             workload: OWN.parse().expect("name"),
             addresses: addresses(9),
             identities: vec![TunnelIdentity { key, tunnel, chain }],
+        }
+    }
+
+    /// The node's own identity, certified for a day.
+    pub(crate) fn identity(&self) -> NodeIdentity {
+        let key = SigningKey::generate().expect("key");
+        let mut template = leaf("node", &SpiffeId::node(&self.trust_domain(), self.node).to_string());
+        template.extended_key_usages = vec![Eku::ClientAuth, own(oid::NODE)];
+        let chain = Chain(vec![self.issuing.sign(&template, &key), self.issuing.der.clone()]);
+        NodeIdentity {
+            trust_domain: self.trust_domain(),
+            node_id: self.node,
+            coordinators: Vec::new(),
+            workloads: Vec::new(),
+            key,
+            chain,
+            bundle: StoredBundle::from(&self.bundle()),
         }
     }
 

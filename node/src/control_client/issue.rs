@@ -12,7 +12,7 @@ use warren_proto::{InstanceId, NodeId, OverlayAddresses, PROTOCOL_VERSION, Trust
 
 use super::enrol::check_key;
 use super::link::{Frames, Link};
-use crate::certificates::key_store::{self, SigningKey, TunnelIdentity, TunnelKey};
+use crate::certificates::key_store::{self, NodeIdentity, SigningKey, TunnelIdentity, TunnelKey};
 
 /// One issuance may take this long: signing, an audit record on disk, and a slow link.
 const EXCHANGE: Duration = Duration::from_secs(20);
@@ -57,9 +57,8 @@ pub async fn tunnel(link: &Link, request: &TunnelRequest, holder: Holder<'_>) ->
     accept_tunnel(answer, request, key, tunnel, holder)
 }
 
-/// Has a new node certificate issued over a new key.
-pub async fn node(link: &Link, holder: Holder<'_>) -> Result<(SigningKey, key_store::Chain), Refusal> {
-    let key = SigningKey::generate()?;
+/// Has a new node certificate issued over `key` ([`renewal_key`]).
+pub async fn node(link: &Link, holder: Holder<'_>, key: SigningKey) -> Result<(SigningKey, key_store::Chain), Refusal> {
     let chain = timed(ask_node(link, &key)).await?;
     let trusted = verify_node(Chain::from_wire(&chain)?, holder.bundle, holder.now)?;
     if trusted.certificate.node() != holder.node {
@@ -67,6 +66,13 @@ pub async fn node(link: &Link, holder: Holder<'_>) -> Result<(SigningKey, key_st
     }
     check_key(trusted.certificate.leaf().spki(), &key)?;
     Ok((key, key_store::Chain::from_wire(chain)))
+}
+
+/// The key that the next node certificate is asked for over: a new one, or the present one once its certificate has
+/// ended, for then no other is renewed.
+pub fn renewal_key(identity: &NodeIdentity, now: UnixTime) -> Result<SigningKey, Refusal> {
+    let (_, ends) = node_validity(&identity.chain)?;
+    if ends <= now { Ok(identity.key.clone()) } else { SigningKey::generate() }
 }
 
 /// The moments between which a stored node certificate holds.
@@ -176,4 +182,18 @@ fn accept_tunnel(
         addresses: certificate.addresses(),
         identity: TunnelIdentity { key, tunnel, chain: key_store::Chain::from_wire(raw) },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_mesh::{DAY, NOW, TestMesh};
+
+    #[test]
+    fn a_node_certificate_in_date_is_renewed_over_a_new_key_and_an_ended_one_over_its_own() {
+        let identity = TestMesh::new().identity();
+        let key = |now| renewal_key(&identity, now).expect("key").public().to_vec();
+        assert_ne!(key(NOW), identity.key.public());
+        assert_eq!(key(UnixTime(NOW.0 + DAY)), identity.key.public());
+    }
 }

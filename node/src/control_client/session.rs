@@ -149,6 +149,7 @@ impl Control {
         let identity = self.identity.borrow_and_update().clone();
         let bundle = self.mesh.bundle().borrow().clone();
         let tls = ClientTls::control(Trust::Bundle(bundle), self.clock.clone(), &identity.chain, &identity.key)?;
+        let only_renews = issue::node_validity(&identity.chain)?.1 <= self.clock.now().unix;
         let addresses = if self.addresses.is_empty() { &identity.coordinators } else { &self.addresses };
         let link = Arc::new(Link::connect(addresses, tls).await?);
         let mut frames = link.open(MAX_CONTROL_FRAME).await?;
@@ -203,6 +204,14 @@ impl Control {
                     changed.map_err(|_| Refusal::new(Reason::ShuttingDown, "the node is stopping"))?;
                     self.report(&link, &mut frames.send).await?;
                 }
+                changed = self.identity.changed() => {
+                    changed.map_err(|_| Refusal::new(Reason::ShuttingDown, "the node is stopping"))?;
+                    // Over a link that was made with an ended certificate nothing is told, whatever was renewed since.
+                    if only_renews && self.identity.borrow_and_update().chain != identity.chain {
+                        let detail = "this link's certificate had ended and is renewed: the next link uses the new one";
+                        return Err(Refusal::new(Reason::CertificateEnded, detail));
+                    }
+                }
                 lost = link.closed() => return Err(lost),
             }
         }
@@ -242,14 +251,18 @@ impl Control {
     /// Serves one request beside the session. The answer goes to whoever wanted it.
     fn issue(&self, link: &Arc<Link>, wanted: Wanted) {
         let (link, clock, bundle) = (link.clone(), self.clock.clone(), self.mesh.bundle().borrow().clone());
-        let node = self.identity.borrow().node_id;
+        let identity = self.identity.borrow().clone();
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            let holder = Holder { node, bundle: &bundle, now: clock.now().unix };
+            let now = clock.now().unix;
+            let holder = Holder { node: identity.node_id, bundle: &bundle, now };
             let issued = async {
                 match wanted {
                     Wanted::Tunnel(request, answer) => drop(answer.send(issue::tunnel(&link, &request, holder).await)),
-                    Wanted::Node(answer) => drop(answer.send(issue::node(&link, holder).await)),
+                    Wanted::Node(answer) => drop(answer.send(match issue::renewal_key(&identity, now) {
+                        Ok(key) => issue::node(&link, holder, key).await,
+                        Err(refusal) => Err(refusal),
+                    })),
                 }
             };
             tokio::select! {
