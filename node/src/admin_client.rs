@@ -114,7 +114,7 @@ impl AdminClient {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 let refused = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-                return Err(refused.unwrap_or_else(|| unreachable(error.to_string())));
+                return Err(refused.map_or_else(|| unreachable(error.to_string()), |why| foreign(endpoint, why)));
             }
             Err(_) => return Err(unreachable("the TLS handshake timed out".to_owned())),
         };
@@ -254,6 +254,16 @@ fn broken(error: &(dyn std::error::Error + 'static)) -> Refusal {
     }
     Refusal::new(Reason::CoordinatorUnreachable, format!("the connection to the coordinator broke: {words}"))
         .hint("whether a change was made is not known: look before you repeat it")
+}
+
+/// Whoever answered is not the mesh's coordinator. Nothing was sent to it.
+fn foreign(endpoint: &Endpoint, why: Refusal) -> Refusal {
+    if why.reason != Reason::UntrustedIssuer {
+        return why;
+    }
+    let root = endpoint.root.display();
+    Refusal::new(why.reason, format!("{} is not a coordinator of the mesh whose root is {root}", endpoint.url))
+        .hint("compare the address and --root; the token was not sent")
 }
 
 fn bad_url(url: &str) -> Refusal {

@@ -208,7 +208,7 @@ fn authenticate(parts: &Parts, api: &Api) -> Result<Arc<Stored<AdminToken>>, Ref
             }
             Ok(Arc::clone(token))
         }
-        _ => Err(refused("the credential is not known; it may have been deleted")),
+        _ => Err(refused("the credential is not known; it was deleted, or was a first-run token and has been used")),
     }
 }
 

@@ -9,6 +9,7 @@ use warren_netns_tests::host::{ANSWER, Outcome};
 use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
 use warren_netns_tests::processes::eventually;
 
+mod administer;
 mod change;
 mod enrol;
 mod faults;
@@ -23,6 +24,7 @@ mod strangers;
 pub(crate) fn all() -> Vec<Trial> {
     [
         lab_itself::trials(),
+        administer::trials(),
         enrol::trials(),
         ingress::trials(),
         strangers::trials(),

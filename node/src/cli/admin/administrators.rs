@@ -14,8 +14,7 @@ use crate::cli::block_on;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-`warren-coordinator init` leaves a first-run token in a file. It can be exchanged once, for the first
-administrator's token; that makes further ones.
+`warren-coordinator init` leaves a first-run token in a file. It can be exchanged once, for the first administrator's token; that makes further ones.
 
 Examples:
   warren admin claim --first-run-token-file DIR/first-run-token > admin.token

@@ -9,9 +9,7 @@ use crate::cli::block_on;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Every change and every issued certificate leaves a row, written in the same commit. Rows are chained by hash.
-`verify` exits 3 when the chain is broken. Note the head it prints: a later verification that passes through it
-shows that nothing before was changed.
+Every change and every issued certificate leaves a row, written in the same commit. Rows are chained by hash. `verify` exits 3 when the chain is broken. Note the head it prints: a later verification that passes through it shows that nothing before was changed.
 
 Examples:
   warren audit list --limit 20

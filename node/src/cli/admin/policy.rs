@@ -19,8 +19,7 @@ use crate::cli::{block_on, why::parse_destination};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Policy is text in files. A Set is applied whole or not at all, on what its author has seen: when somebody else
-has changed the policy meanwhile, apply exits 7 and changes nothing.
+Policy is text in files. A Set is applied whole or not at all, on what its author has seen: when somebody else has changed the policy meanwhile, apply exits 7 and changes nothing.
 
 check and test work here, without a coordinator [local]; the rest asks it [coordinator].
 Exit 3: errors were found, a test failed, something differs, or the answer is no.

@@ -14,8 +14,7 @@ use crate::cli::block_on;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A join token is one string: it names the coordinator, the mesh's root and the identities it is good for. Whoever
-holds it can become one of those, so it is short-lived, counted, and shown once.
+A join token is one string: it names the coordinator and the mesh's root, and is good for the identities it was made for. Whoever holds it can become one of those, so it is short-lived, counted, and shown once.
 
 Examples:
   warren token create --for shop/web-frontend > web.token

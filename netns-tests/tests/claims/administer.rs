@@ -1,0 +1,150 @@
+//! Administrators and their commands: who may do what, what each exit code means, what the log keeps.
+//!
+//! ```text
+//!   coordinator
+//!   ===========
+//! ```
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use warren_netns_tests::mesh::{Answer, Mesh, words};
+
+use super::{POLICY, WEB, claim};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        claim("administer::the_first_run_token_is_good_once", first_run_once),
+        claim("administer::a_viewers_token_reads_and_changes_nothing", viewer),
+        claim("administer::an_author_who_has_not_seen_the_newest_revision_changes_nothing", stale_author),
+        claim("administer::the_policys_own_tests_and_deletions_are_checked_before_anything_changes", checked),
+        claim("administer::a_rollback_is_a_new_revision_and_the_history_says_who_and_why", rollback),
+        claim("administer::a_coordinator_of_another_mesh_gets_no_token", another_mesh),
+        claim("administer::policy_is_checked_and_tested_with_the_coordinator_away", offline),
+        claim("administer::the_log_has_a_row_for_every_change_and_its_chain_holds", audit),
+    ]
+}
+
+fn first_run_once() -> Result<()> {
+    let mesh = Mesh::new(&[])?;
+    let file = mesh.coordinator.directory().join("first-run-token");
+    let claim = [OsStr::new("admin"), OsStr::new("claim"), OsStr::new("--first-run-token-file"), file.as_os_str()];
+    let again = mesh.coordinator.admin(&claim)?.expect(5)?;
+    ensure!(again.stderr.contains("not-authenticated"), "{again:?}");
+    Ok(())
+}
+
+/// Runs a command under another administrator's token.
+fn under(mesh: &Mesh, token: &Path, command: &[&str]) -> Result<Answer> {
+    let mut all = words(command);
+    all.extend([OsStr::new("--token-file"), token.as_os_str()]);
+    mesh.coordinator.admin(&all)
+}
+
+fn viewer() -> Result<()> {
+    let mesh = Mesh::new(&[])?;
+    let made = mesh.coordinator.say(&["admin", "token", "create", "eve", "--role", "viewer"])?.expect(0)?;
+    let token = mesh.lab.directory().join("eve.token");
+    std::fs::write(&token, made.stdout.trim())?;
+    under(&mesh, &token, &["node", "list"])?.expect(0)?;
+    under(&mesh, &token, &["audit", "verify"])?.expect(0)?;
+    for change in [&["token", "create", "--for", WEB][..], &["policy", "rollback", "1"], &["admin", "token", "list"]] {
+        under(&mesh, &token, change)?.expect(5)?;
+    }
+    ensure!(mesh.coordinator.say(&["token", "list", "-o", "json"])?.json()?["items"] == serde_json::json!([]));
+    Ok(())
+}
+
+fn revision(mesh: &Mesh) -> Result<u64> {
+    let policy = mesh.coordinator.say(&["policy", "get", "-o", "json"])?.expect(0)?.json()?;
+    policy["revision"].as_u64().context("policy get says the revision")
+}
+
+fn stale_author() -> Result<()> {
+    let mesh = Mesh::new(&[])?;
+    mesh.apply(POLICY)?;
+    let changed = POLICY.replace("[mesh, bank, shop, lab]", "[mesh, bank, shop, lab, more]");
+    mesh.try_apply(&changed, &["--if-rev", "0"])?.expect(7)?;
+    ensure!(revision(&mesh)? == 1);
+    mesh.try_apply(&changed, &["--if-rev", "1", "--dry-run"])?.expect(0)?;
+    ensure!(revision(&mesh)? == 1, "a dry run changed the policy");
+    mesh.try_apply(&changed, &["--if-rev", "1"])?.expect(0)?;
+    ensure!(revision(&mesh)? == 2);
+    Ok(())
+}
+
+fn checked() -> Result<()> {
+    let mesh = Mesh::new(&[])?;
+    mesh.apply(POLICY)?;
+    let case = "connect: 8080/tcp, expect: { verdict: deny }";
+    let failing = format!(
+        "{POLICY}---\nkind: Tests\nname: wishes\ncases:\n  shut: {{ from: {WEB}, to: bank/banking-api, {case} }}\n"
+    );
+    let refused = mesh.try_apply(&failing, &[])?.expect(3)?;
+    ensure!(refused.stderr.contains("wishes:shut") && refused.stderr.contains("mesh.yaml:"), "{refused:?}");
+    let bare = "kind: Set\nname: tests\nowns: [mesh]\n---\nkind: Mesh\nname: bank.example\n";
+    let refused = mesh.try_apply(bare, &[])?.expect(3)?;
+    ensure!(refused.stderr.contains("--allow-delete"), "the next step is not named: {refused:?}");
+    ensure!(revision(&mesh)? == 1);
+    Ok(())
+}
+
+fn rollback() -> Result<()> {
+    let mesh = Mesh::new(&[])?;
+    mesh.apply(POLICY)?;
+    let first = mesh.coordinator.say(&["policy", "get", "-o", "json"])?.expect(0)?.json()?;
+    mesh.coordinator.say(&["policy", "rollback", "9"])?.expect(6)?;
+    mesh.try_apply(&POLICY.replace("[mesh, bank, shop, lab]", "[mesh, bank, shop, lab, more]"), &[])?.expect(0)?;
+    mesh.coordinator.say(&["policy", "rollback", "1", "-m", "the page is down"])?.expect(0)?;
+    let now = mesh.coordinator.say(&["policy", "get", "-o", "json"])?.expect(0)?.json()?;
+    ensure!(now["items"] == first["items"] && now["revision"] == 3, "{now}");
+    let history = mesh.coordinator.say(&["policy", "history", "-o", "json"])?.expect(0)?.json()?;
+    let newest = &history["items"][0];
+    ensure!(newest["cause"] == "rollback 1" && newest["why"] == "the page is down", "{newest}");
+    ensure!(newest["who"] == "admin:admin", "{newest}");
+    Ok(())
+}
+
+fn another_mesh() -> Result<()> {
+    let (mesh, other) = (Mesh::new(&[])?, Mesh::new(&[])?);
+    let root = other.coordinator.directory().join("root.pem");
+    let mut command = words(&["node", "list", "--root"]);
+    command.push(root.as_os_str());
+    let refused = mesh.coordinator.admin(&command)?.expect(1)?;
+    ensure!(refused.stderr.contains("untrusted-issuer"), "{refused:?}");
+    Ok(())
+}
+
+fn offline() -> Result<()> {
+    let mut mesh = Mesh::new(&[])?;
+    mesh.coordinator.stop()?;
+    let file = mesh.lab.directory().join("offline.yaml");
+    std::fs::write(&file, POLICY)?;
+    for verb in ["check", "test"] {
+        mesh.coordinator.admin(&[OsStr::new("policy"), OsStr::new(verb), file.as_os_str()])?.expect(0)?;
+    }
+    std::fs::write(&file, POLICY.replace("kind: Mesh", "kind: Mehs"))?;
+    let found = mesh.coordinator.admin(&[OsStr::new("policy"), OsStr::new("check"), file.as_os_str()])?.expect(3)?;
+    ensure!(found.stdout.contains("offline.yaml:"), "{found:?}");
+    let away = mesh.coordinator.say(&["node", "list"])?.expect(4)?;
+    ensure!(away.stderr.contains("warren-coordinator serve"), "the next step is not named: {away:?}");
+    Ok(())
+}
+
+fn audit() -> Result<()> {
+    let mesh = Mesh::new(&[])?;
+    mesh.apply(POLICY)?;
+    mesh.coordinator.say(&["token", "create", "--for", WEB, "-m", "rack 4"])?.expect(0)?;
+    let log = mesh.coordinator.say(&["audit", "list", "-o", "json"])?.expect(0)?;
+    ensure!(!log.stdout.contains("wj1_") && !log.stdout.contains("wa1_"), "the log holds a secret");
+    let log = log.json()?;
+    let rows = log["items"].as_array().context("items")?;
+    let actions: Vec<_> = rows.iter().filter_map(|row| row["action"].as_str()).collect();
+    ensure!(actions.starts_with(&["token.create", "policy.apply"]), "{actions:?}");
+    ensure!(rows[0]["why"] == "rack 4" && rows[0]["who"] == "admin:admin", "{}", rows[0]);
+    let report = mesh.coordinator.say(&["audit", "verify", "-o", "json"])?.expect(0)?.json()?;
+    ensure!(report["intact"] == true && report["entries"] == rows.len(), "{report}");
+    Ok(())
+}
