@@ -29,6 +29,8 @@ use crate::tables::{Generation, LocalIndex, PeerIndex, Shared, Tables};
 const MAX_UNKNOWN_KEYS: usize = 256;
 /// How soon an applied update is looked at again, should no worker say that it has loaded it.
 const APPLY_POLL: Duration = Duration::from_millis(20);
+/// How often a stranger's key is said rather than only counted: keys cost their maker nothing.
+const STRANGER_INTERVAL: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub struct Engine {
@@ -41,6 +43,8 @@ pub struct Engine {
     applying: VecDeque<Generation>,
     apply_poll: Option<Duration>,
     unknown: HashMap<[u8; 32], UnknownKey, RandomState>,
+    /// No stranger's key is said before this.
+    next_stranger: Duration,
 }
 
 impl Engine {
@@ -56,6 +60,7 @@ impl Engine {
             applying: VecDeque::new(),
             apply_poll: None,
             unknown: HashMap::default(),
+            next_stranger: Duration::ZERO,
         }
     }
 
@@ -277,7 +282,7 @@ impl Engine {
         }
         let caller = doorway.initiator(&message)?;
         let Some(id) = self.peers.between(doorway.key(), &caller) else {
-            self.note_stranger(&caller, from);
+            self.note_stranger(&caller, from, now);
             return Err(Reason::UnknownKey);
         };
         self.on_link(id, |link, out| link.handle_initiation(doorway.key(), &caller, &message, from, out, now))
@@ -308,7 +313,7 @@ impl Engine {
         if self.gate.allow_source(from, now.monotonic) { Ok(()) } else { Err(Reason::HandshakeRateLimited) }
     }
 
-    fn note_stranger(&mut self, key: &TunnelKey, from: SocketAddr) {
+    fn note_stranger(&mut self, key: &TunnelKey, from: SocketAddr, now: Now) {
         let hash: [u8; 32] = Sha256::digest(key).into();
         if self.unknown.len() >= MAX_UNKNOWN_KEYS && !self.unknown.contains_key(&hash) {
             let least = self.unknown.values().min_by_key(|entry| entry.count).map(|entry| entry.hash);
@@ -319,8 +324,9 @@ impl Engine {
         let entry = self.unknown.entry(hash).or_insert(UnknownKey { hash, from, count: 0 });
         entry.from = from;
         entry.count += 1;
-        // The first, then each doubling: a flood does not become a flood of events.
-        if entry.count.is_power_of_two() {
+        // The first, then each doubling: a flood does not become a flood of events, whether under one key or many.
+        if entry.count.is_power_of_two() && now.monotonic >= self.next_stranger {
+            self.next_stranger = now.monotonic + STRANGER_INTERVAL;
             let entry = *entry;
             self.out.say(Event::UnknownKey(entry));
         }

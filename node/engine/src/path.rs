@@ -1,7 +1,7 @@
 //! Where a peer may be reached: addresses that somebody reported, and the one that an authenticated packet came
 //! from. Only the latter carries data; the former are tried by handshakes, one after the other.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Most reported addresses that are tried for one peer.
 const MAX_REPORTED: usize = 8;
@@ -18,7 +18,7 @@ impl Path {
     /// stays: a report cannot move a live path.
     pub(crate) fn report(&mut self, addresses: &[SocketAddr]) -> bool {
         let before = std::mem::take(&mut self.reported);
-        self.reported = addresses.iter().copied().take(MAX_REPORTED).filter(|address| address.port() != 0).collect();
+        self.reported = addresses.iter().copied().take(MAX_REPORTED).filter(may_be_a_peer).collect();
         self.reported.iter().any(|address| !before.contains(address))
     }
 
@@ -44,6 +44,13 @@ impl Path {
         let all: Vec<_> = self.authenticated.into_iter().chain(reported).collect();
         all.get(attempt.checked_rem(all.len())?).copied()
     }
+}
+
+/// Reports are unsigned: one must not turn handshakes into what a whole network hears.
+fn may_be_a_peer(address: &SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
 }
 
 #[cfg(test)]
@@ -73,5 +80,14 @@ mod tests {
         assert!(!path.authenticate(address(9)));
         path.report(&[address(2)]);
         assert_eq!(path.endpoint(), Some(address(9)));
+    }
+
+    #[test]
+    fn what_no_single_peer_can_have_is_not_tried() {
+        let mut path = Path::default();
+        let reported =
+            ["0.0.0.0:1", "224.0.0.1:1", "255.255.255.255:1", "[ff02::1]:1", "[::ffff:224.0.0.1]:1", "[::]:1"];
+        assert!(!path.report(&reported.map(|text| text.parse().expect("an address"))));
+        assert_eq!(path.candidate(0), None);
     }
 }

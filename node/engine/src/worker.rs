@@ -26,6 +26,11 @@ const HANDSHAKE_LENGTHS: [usize; 3] = [148, 92, 64];
 
 /// How often a datagram without a receiver is reported to the slow half: a flood of them costs nothing there.
 const STRAY_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a move of one session's peer is reported: a peer, or somebody on its path, who changes the source of every
+/// packet costs the slow half nothing. Sessions that share a place wait for each other.
+const MOVE_INTERVAL: Duration = Duration::from_millis(100);
+const MOVES: usize = 1 << (u32::BITS - MOVE_SHIFT);
+const MOVE_SHIFT: u32 = 26;
 
 /// One core's half of the data plane.
 #[derive(Debug)]
@@ -55,8 +60,8 @@ struct Desk {
     counters: Arc<Counters>,
     limit: RefusalLimit,
     refusal: Box<[u8; MAX_REFUSAL]>,
-    /// The last endpoint move that was reported, by receiver index.
-    moved: Option<(u32, SocketAddr)>,
+    /// No endpoint move is reported before this, by the upper bits of the session's receiver index.
+    next_move: [Duration; MOVES],
     /// No stray datagram is reported before this.
     next_stray: Duration,
 }
@@ -78,7 +83,7 @@ impl Worker {
                 counters: Arc::default(),
                 limit: RefusalLimit::default(),
                 refusal: Box::new([0; MAX_REFUSAL]),
-                moved: None,
+                next_move: [Duration::ZERO; MOVES],
                 next_stray: Duration::ZERO,
             },
         }
@@ -342,7 +347,7 @@ impl Desk {
         if is_first {
             outbox.push_event(WorkerEvent::Confirmed(Arc::clone(session)));
         }
-        self.follow_endpoint(moment.tables, session, source, outbox);
+        self.follow_endpoint(moment.tables, session, source, now, outbox);
         match judged {
             Some(judged) => self.settle(&judged, now, outbox),
             // A keepalive.
@@ -432,12 +437,13 @@ impl Desk {
         tables: &Tables,
         session: &Arc<DataSession>,
         source: SocketAddr,
+        now: Now,
         outbox: &mut Outbox,
     ) {
         let Some(link) = tables.peer(session.peer()).and_then(|peer| peer.link(session.local())) else { return };
-        let moved = (session.local_index(), source);
-        if link.link.endpoint() != Some(source) && self.moved != Some(moved) {
-            self.moved = Some(moved);
+        let due = &mut self.next_move[(session.local_index() >> MOVE_SHIFT) as usize];
+        if link.link.endpoint() != Some(source) && now.monotonic >= *due {
+            *due = now.monotonic + MOVE_INTERVAL;
             outbox.push_event(WorkerEvent::Moved(Arc::clone(session), source));
         }
     }

@@ -922,6 +922,29 @@ fn sessions_report_their_first_message_their_age_and_a_moved_peer_once() {
 }
 
 #[test]
+fn a_peer_that_comes_from_elsewhere_with_every_packet_is_followed_a_few_times_a_second() {
+    let mut world = World::new();
+    let [there, _] = between(WEB, API);
+    let owner = usize::from(super::owner(receiver(API, WEB), WORKERS));
+    let moves = |world: &mut World| {
+        let mut moved = 0;
+        for port in 0..100 {
+            let datagram = world.seal_raw(WEB, API, &there.udp(40_000, 53, b""));
+            let node = &mut world.nodes[API];
+            node.outbox.clear();
+            node.workers[owner].begin_batch(&mut node.outbox);
+            let from = SocketAddr::new(endpoint(BATCH).ip(), 1000 + port % 2);
+            node.workers[owner].handle_datagram(from, &datagram, world.now, &mut node.outbox);
+            moved += node.outbox.events().iter().filter(|event| matches!(event, WorkerEvent::Moved(..))).count();
+        }
+        moved
+    };
+    assert_eq!(moves(&mut world), 1);
+    world.pass_time(MOVE_INTERVAL);
+    assert_eq!(moves(&mut world), 1);
+}
+
+#[test]
 fn a_peer_whose_certificate_ended_is_cut_off_in_both_directions() {
     let mut world = World::new();
     let [there, _] = between(WEB, API);

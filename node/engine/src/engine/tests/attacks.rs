@@ -136,6 +136,20 @@ fn a_key_whose_certificate_has_ended_gets_no_answer() {
 }
 
 #[test]
+fn strangers_with_a_new_key_each_are_counted_and_seldom_said() {
+    let mut world = World::pair();
+    for number in 100..200 {
+        let mut stranger = tunnel_to(&world, &TunnelSecret::from_bytes([number; 32]));
+        let initiation = stranger.initiate_hinted().expect("initiation");
+        assert!(knock(&mut world, address(0), &initiation).is_empty());
+    }
+    world.collect(1);
+    let said = world.nodes[1].events.iter().filter(|event| matches!(event, Event::UnknownKey(_))).count();
+    assert_eq!((world.drops(1, Reason::UnknownKey), said), (100, 1));
+    assert_eq!(world.nodes[1].engine.unknown_keys().len(), 100);
+}
+
+#[test]
 fn an_initiation_for_another_key_or_with_a_wrong_hint_is_a_bad_mac() {
     let mut world = World::pair();
     let mut message = stranger(&world).initiate_hinted().expect("initiation");
