@@ -35,7 +35,7 @@ pub struct Lab {
 impl Lab {
     /// An empty wire.
     pub fn new() -> Result<Self> {
-        let wire = Namespace::new()?;
+        let wire = Namespace::new("wire")?;
         wire.run_async(|| async {
             let handle = netlink().await?;
             let loopback = device(&handle, "lo").await?;
@@ -67,7 +67,7 @@ impl Lab {
     pub fn host(&mut self, name: &str) -> Result<Host> {
         self.hosts += 1;
         let number = self.hosts;
-        let namespace = Namespace::new()?;
+        let namespace = Namespace::new(name)?;
         let port = format!("port{number}");
         let descriptor = namespace.descriptor();
         self.wire.run_async(|| async move {

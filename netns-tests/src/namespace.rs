@@ -10,7 +10,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{getegid, geteuid, sethostname};
 
 /// Moves the calling process into network, mount and (unless it is root) user namespaces of its own.
 ///
@@ -49,22 +49,31 @@ fn check_tun() -> Result<()> {
     }
 }
 
-/// A network namespace, kept alive by its descriptor.
+/// A network namespace and a host name of its own, kept alive by their descriptors.
 #[derive(Debug)]
 pub struct Namespace {
     descriptor: OwnedFd,
+    name: OwnedFd,
 }
 
 impl Namespace {
-    /// A new, empty one with its loopback device still down.
-    pub fn new() -> Result<Self> {
-        let descriptor = thread::spawn(|| -> Result<OwnedFd> {
-            unshare(CloneFlags::CLONE_NEWNET).context("unshare a network namespace")?;
-            Ok(fs::File::open("/proc/thread-self/ns/net").context("open /proc/thread-self/ns/net")?.into())
+    /// A new, empty one with its loopback device still down, called `name`.
+    pub fn new(name: &str) -> Result<Self> {
+        let open = |kind: &str| -> Result<OwnedFd> {
+            let path = format!("/proc/thread-self/ns/{kind}");
+            Ok(fs::File::open(&path).with_context(|| format!("open {path}"))?.into())
+        };
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS)
+                        .context("unshare network and host name")?;
+                    sethostname(name).context("set the host name")?;
+                    Ok(Self { descriptor: open("net")?, name: open("uts")? })
+                })
+                .join()
+                .unwrap_or_else(|_| bail!("the namespace's thread panicked"))
         })
-        .join()
-        .map_err(|_| anyhow::anyhow!("the namespace's thread panicked"))??;
-        Ok(Self { descriptor })
     }
 
     /// The descriptor, for moving network devices in.
@@ -79,7 +88,8 @@ impl Namespace {
         thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    setns(self.descriptor.as_fd(), CloneFlags::CLONE_NEWNET).context("setns")?;
+                    setns(self.descriptor.as_fd(), CloneFlags::CLONE_NEWNET).context("enter the network namespace")?;
+                    setns(self.name.as_fd(), CloneFlags::CLONE_NEWUTS).context("enter the host name's namespace")?;
                     work()
                 })
                 .join()

@@ -55,6 +55,7 @@ struct Cli {
 
 /// Options that every command takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Form of the answer on stdout.
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]

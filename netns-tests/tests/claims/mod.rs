@@ -19,6 +19,7 @@ mod ingress;
 mod lab_itself;
 mod outage;
 mod strangers;
+mod tutorial;
 
 /// Every claim.
 pub(crate) fn all() -> Vec<Trial> {
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Trial> {
         outage::trials(),
         faults::trials(),
         forged::trials(),
+        tutorial::trials(),
     ]
     .into_iter()
     .flatten()
