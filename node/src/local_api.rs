@@ -12,3 +12,6 @@ pub mod types;
 pub const MAX_REQUEST: usize = 4 * 1024;
 /// Longest answer line, in bytes.
 pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests;
