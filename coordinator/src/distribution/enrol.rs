@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use tokio::sync::Semaphore;
 use warren_proto::codec::MAX_ENROL_FRAME;
 use warren_proto::join_token::{JoinSecret, JoinTokenId, SECRET_LENGTH};
 use warren_proto::possession;
@@ -15,11 +16,18 @@ use crate::ca::RequesterKey;
 use crate::registry::{EnrolledNode, Enrolment, Registry};
 
 /// Serves one enrolment on its connection: one stream, four messages. A refusal is an answer like another.
-pub(super) async fn serve(registry: &Registry, connection: &quinn::Connection) -> Result<(), Refusal> {
+///
+/// `places` bounds how many redeem a token at once; one is taken only when everything about the request is checked that
+/// needs no state.
+pub(super) async fn serve(
+    registry: &Registry,
+    connection: &quinn::Connection,
+    places: &Semaphore,
+) -> Result<(), Refusal> {
     let (send, receive) =
         connection.accept_bi().await.map_err(|error| Refusal::new(Reason::FrameUnexpected, error.to_string()))?;
     let (mut send, mut receive) = (Sender::new(send, MAX_ENROL_FRAME), Receiver::new(receive, MAX_ENROL_FRAME));
-    let answer = converse(registry, connection, &mut send, &mut receive).await;
+    let answer = converse(registry, connection, places, &mut send, &mut receive).await;
     let (result, refused) = match answer {
         Ok(enrolled) => {
             tracing::info!(node = %enrolled.node.id, host = %enrolled.node.host_name, "a node enrolled");
@@ -35,6 +43,7 @@ pub(super) async fn serve(registry: &Registry, connection: &quinn::Connection) -
 async fn converse(
     registry: &Registry,
     connection: &quinn::Connection,
+    places: &Semaphore,
     send: &mut Sender,
     receive: &mut Receiver,
 ) -> Result<EnrolledNode, Refusal> {
@@ -49,6 +58,7 @@ async fn converse(
     let request: wire::EnrolRequest = receive.expect("EnrolRequest").await?;
     let exporter = exporter(connection)?;
     let enrolment = check(request, &challenge, &exporter, connection.remote_address().ip())?;
+    let _place = places.acquire().await.ok();
     registry.enrol(enrolment).await
 }
 

@@ -10,8 +10,9 @@ use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, UnixTime, wire};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::framing::{Receiver, Sender};
+use super::session::Shared;
 use crate::ca::RequesterKey;
-use crate::registry::{Registry, TunnelRequest};
+use crate::registry::TunnelRequest;
 use crate::state::records::Instance;
 
 /// The node at the other end, as its certificate says.
@@ -79,13 +80,13 @@ pub(super) fn certificate_chain(chain: Vec<Vec<u8>>) -> wire::CertificateChain {
 
 /// Serves one issuance on its stream. A refusal is an answer like another.
 pub(super) async fn serve(
-    registry: Arc<Registry>,
+    shared: Arc<Shared>,
     connection: quinn::Connection,
     requester: Requester,
     stream: (quinn::SendStream, quinn::RecvStream),
 ) -> Result<(), Refusal> {
     let (mut send, mut receive) = (Sender::new(stream.0, MAX_ENROL_FRAME), Receiver::new(stream.1, MAX_ENROL_FRAME));
-    let (result, refused) = match converse(&registry, &connection, requester, &mut send, &mut receive).await {
+    let (result, refused) = match converse(&shared, &connection, requester, &mut send, &mut receive).await {
         Ok(result) => (result, None),
         Err(refusal) => (wire::issue_response::Result::Refused(refusal.clone().into()), Some(refusal)),
     };
@@ -95,7 +96,7 @@ pub(super) async fn serve(
 }
 
 async fn converse(
-    registry: &Registry,
+    shared: &Shared,
     connection: &quinn::Connection,
     requester: Requester,
     send: &mut Sender,
@@ -110,6 +111,10 @@ async fn converse(
     send.send(&challenge.to_wire()).await?;
     let request: wire::IssueRequest = receive.expect("IssueRequest").await?;
     let exporter = exporter(connection)?;
+    if !shared.may_issue(requester.node) {
+        return Err(Refusal::new(Reason::RateLimited, "this node asks for too many certificates"));
+    }
+    let registry = &shared.registry;
     match request.request {
         Some(wire::issue_request::Request::Node(request)) => {
             let key = proven_key(&challenge, &exporter, &request.csr, &request.possession)?;

@@ -1,11 +1,12 @@
-//! What strangers may cost: a token bucket per source, and a bound on the sources remembered.
+//! What strangers and nodes may cost: a token bucket for each, and a bound on how many are remembered.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Sources remembered. Beyond it those with a full bucket, who owe nothing, are forgotten first.
-const MAX_SOURCES: usize = 16 * 1024;
+/// Buckets remembered. Beyond it those that are full, whose owners owe nothing, are forgotten first.
+const MAX_BUCKETS: usize = 16 * 1024;
 
 /// How often something may happen.
 #[derive(Debug, Clone, Copy)]
@@ -13,14 +14,14 @@ pub(super) struct Rate {
     /// At once, after a pause.
     pub(super) burst: u32,
     /// In the long run.
-    pub(super) per_second: u32,
+    pub(super) per_second: f64,
 }
 
-/// Buckets by source: an IPv4 address, or an IPv6 /64, which is what one host commonly has.
+/// Buckets by who pays.
 #[derive(Debug)]
-pub(super) struct SourceLimits {
+pub(super) struct Limits<K> {
     rate: Rate,
-    buckets: HashMap<IpAddr, Bucket>,
+    buckets: HashMap<K, Bucket>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -29,23 +30,22 @@ struct Bucket {
     at: Instant,
 }
 
-impl SourceLimits {
+impl<K: Eq + Hash> Limits<K> {
     pub(super) fn new(rate: Rate) -> Self {
         Self { rate, buckets: HashMap::new() }
     }
 
-    /// Whether `source` may do it once more at `now`.
-    pub(super) fn admit(&mut self, source: IpAddr, now: Instant) -> bool {
-        let source = network(source);
-        if self.buckets.len() >= MAX_SOURCES && !self.buckets.contains_key(&source) {
+    /// Whether `who` may do it once more at `now`.
+    pub(super) fn admit(&mut self, who: K, now: Instant) -> bool {
+        if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(&who) {
             let rate = self.rate;
             self.buckets.retain(|_, bucket| bucket.refilled(rate, now).tokens < f64::from(rate.burst));
-            if self.buckets.len() >= MAX_SOURCES {
+            if self.buckets.len() >= MAX_BUCKETS {
                 return false;
             }
         }
         let full = Bucket { tokens: f64::from(self.rate.burst), at: now };
-        let bucket = self.buckets.entry(source).or_insert(full);
+        let bucket = self.buckets.entry(who).or_insert(full);
         *bucket = bucket.refilled(self.rate, now);
         let admitted = bucket.tokens >= 1.0;
         if admitted {
@@ -58,12 +58,13 @@ impl SourceLimits {
 impl Bucket {
     fn refilled(self, rate: Rate, now: Instant) -> Self {
         let gained = now.saturating_duration_since(self.at).max(Duration::ZERO).as_secs_f64();
-        let tokens = gained.mul_add(f64::from(rate.per_second), self.tokens);
+        let tokens = gained.mul_add(rate.per_second, self.tokens);
         Self { tokens: tokens.min(f64::from(rate.burst)), at: now }
     }
 }
 
-fn network(source: IpAddr) -> IpAddr {
+/// Who pays for a source: an IPv4 address, or an IPv6 /64, which is what one host commonly has.
+pub(super) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
@@ -74,11 +75,11 @@ fn network(source: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    const RATE: Rate = Rate { burst: 3, per_second: 1 };
+    const RATE: Rate = Rate { burst: 3, per_second: 1.0 };
 
     #[test]
     fn a_source_over_its_rate_is_turned_away_and_others_are_not() {
-        let (mut limits, start) = (SourceLimits::new(RATE), Instant::now());
+        let (mut limits, start) = (Limits::new(RATE), Instant::now());
         let greedy: IpAddr = "192.0.2.1".parse().expect("address");
         assert_eq!((0..5).filter(|_| limits.admit(greedy, start)).count(), 3);
         assert!(limits.admit("192.0.2.2".parse().expect("address"), start));
@@ -88,18 +89,19 @@ mod tests {
 
     #[test]
     fn addresses_of_one_v6_network_share_a_bucket() {
-        let (mut limits, start) = (SourceLimits::new(RATE), Instant::now());
-        let admitted = (0..100_u32).filter(|n| limits.admit(format!("2001:db8::{n:x}").parse().expect("ip"), start));
+        let (mut limits, start) = (Limits::new(RATE), Instant::now());
+        let admitted =
+            (0..100_u32).filter(|n| limits.admit(network(format!("2001:db8::{n:x}").parse().expect("ip")), start));
         assert_eq!(admitted.count(), 3);
     }
 
     #[test]
     fn the_sources_remembered_are_bounded() {
-        let (mut limits, start) = (SourceLimits::new(RATE), Instant::now());
+        let (mut limits, start) = (Limits::new(RATE), Instant::now());
         for n in 0..40_000_u32 {
             let _ = limits.admit(IpAddr::V4(n.into()), start);
         }
-        assert!(limits.buckets.len() <= MAX_SOURCES);
+        assert!(limits.buckets.len() <= MAX_BUCKETS);
         assert!(limits.admit("192.0.2.1".parse().expect("ip"), start + Duration::from_secs(10)), "they refill and go");
     }
 }

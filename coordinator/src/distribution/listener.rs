@@ -1,8 +1,8 @@
 //! The QUIC socket: who gets a handshake, and which protocol serves the connection.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
@@ -19,7 +19,7 @@ use warren_proto::control_trust::TrustedNode;
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{ALPN_CONTROL, ALPN_ENROL};
 
-use super::limits::{Rate, SourceLimits};
+use super::limits::{Limits, Rate, network};
 use super::session::{self, Shared};
 use super::tls::{Presented, server_config, trusted_node};
 use super::{LinkSettings, Links, dispatch, enrol};
@@ -27,12 +27,15 @@ use crate::ca::Authority;
 use crate::registry::Registry;
 
 /// Connection attempts of one source: a rack behind one address comes up at once, a flood does not get far.
-const ATTEMPTS: Rate = Rate { burst: 256, per_second: 32 };
+const ATTEMPTS: Rate = Rate { burst: 256, per_second: 32.0 };
+/// Certificates of one node: twice as many as it may have instances, then one every five seconds. Each is a commit, an
+/// audit row and news for every peer.
+const ISSUANCES: Rate = Rate { burst: 2048, per_second: 0.2 };
 /// Handshakes under way at once.
 const HANDSHAKES: usize = 256;
 /// With more than this under way, a source must first show that it receives at its address.
 const RETRY_ABOVE: usize = 64;
-/// Enrolments under way at once.
+/// Enrolments that wait for the store at once. A stranger who says nothing takes no place among them.
 const ENROLMENTS: usize = 128;
 /// A handshake must be done within this.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -135,6 +138,7 @@ impl Listener {
             registry: Arc::clone(&self.registry),
             links: Arc::clone(&self.links),
             settings: self.settings,
+            issuances: Mutex::new(Limits::new(ISSUANCES)),
             stopping: stopping.clone(),
         });
         let mut tasks = JoinSet::new();
@@ -209,7 +213,7 @@ fn transport() -> TransportConfig {
 
 /// Who may begin a handshake.
 struct Gate {
-    sources: SourceLimits,
+    sources: Limits<IpAddr>,
     handshakes: Arc<Semaphore>,
     enrolments: Arc<Semaphore>,
 }
@@ -223,7 +227,7 @@ struct AdmittedAttempt {
 impl Gate {
     fn new() -> Self {
         Self {
-            sources: SourceLimits::new(ATTEMPTS),
+            sources: Limits::new(ATTEMPTS),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
         }
@@ -238,7 +242,7 @@ impl Gate {
             }
             return None;
         }
-        if !self.sources.admit(incoming.remote_address().ip(), Instant::now()) {
+        if !self.sources.admit(network(incoming.remote_address().ip()), Instant::now()) {
             tracing::debug!(remote = %incoming.remote_address(), "a source tries too often");
             incoming.ignore();
             return None;
@@ -288,11 +292,7 @@ async fn serve(shared: Arc<Shared>, attempt: AdmittedAttempt) {
 
 async fn serve_enrolment(shared: &Shared, connection: quinn::Connection, enrolments: &Semaphore) {
     let remote = connection.remote_address();
-    let served = timeout(ENROLMENT, async {
-        let _permit = enrolments.acquire().await.ok();
-        enrol::serve(&shared.registry, &connection).await
-    })
-    .await;
+    let served = timeout(ENROLMENT, enrol::serve(&shared.registry, &connection, enrolments)).await;
     match served {
         Ok(Ok(())) => connection.close(VarInt::from_u32(0), b""),
         Ok(Err(refusal)) => {

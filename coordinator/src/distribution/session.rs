@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,11 +26,12 @@ use warren_proto::codec::{MAX_CONTROL_FRAME, MAX_NODE_FRAME};
 use warren_proto::control_trust::TrustedNode;
 use warren_proto::peer_map::{Generation, Heartbeat, Scope};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{InstanceId, PROTOCOL_VERSION, READER_VERSION, UnixTime, wire};
+use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, READER_VERSION, UnixTime, wire};
 
 use super::endpoints::endpoints;
 use super::framing::{Receiver, Sender};
 use super::issuance::{self, Requester};
+use super::limits::Limits;
 use super::links::{Attached, Held, LinkStatus, Links, RefusedUpdate};
 use super::{LinkSettings, update};
 use crate::peer_map::{MANIFEST_LIFETIME, concerned, manifest, project};
@@ -60,7 +61,17 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     pub(super) links: Arc<Links>,
     pub(super) settings: LinkSettings,
+    /// Outlives links: who connects anew owes what it owed.
+    pub(super) issuances: Mutex<Limits<NodeId>>,
     pub(super) stopping: watch::Receiver<bool>,
+}
+
+impl Shared {
+    /// Whether `node` may be issued one more certificate.
+    pub(super) fn may_issue(&self, node: NodeId) -> bool {
+        let mut issuances = self.issuances.lock().unwrap_or_else(PoisonError::into_inner);
+        issuances.admit(node, std::time::Instant::now())
+    }
 }
 
 /// Closes a connection with words that the other side understands.
@@ -309,8 +320,8 @@ impl Session {
                 },
                 stream = connection.accept_bi() => {
                     let stream = stream.map_err(|error| lost(&error))?;
-                    let registry = Arc::clone(&self.shared.registry);
-                    issuances.spawn(issue(registry, connection.clone(), self.requester, stream));
+                    let shared = Arc::clone(&self.shared);
+                    issuances.spawn(issue(shared, connection.clone(), self.requester, stream));
                 }
                 Some(_) = issuances.join_next() => {}
                 () = self.attached.mark.woken() => {
@@ -532,13 +543,13 @@ impl Session {
 }
 
 async fn issue(
-    registry: Arc<Registry>,
+    shared: Arc<Shared>,
     connection: quinn::Connection,
     requester: Requester,
     stream: (quinn::SendStream, quinn::RecvStream),
 ) {
     let node = requester.node;
-    match timeout(PATIENCE, issuance::serve(registry, connection, requester, stream)).await {
+    match timeout(PATIENCE, issuance::serve(shared, connection, requester, stream)).await {
         Ok(Ok(())) => {}
         Ok(Err(refusal)) => {
             tracing::warn!(%node, reason = %refusal.reason, detail = %refusal.detail, "issuance was refused");

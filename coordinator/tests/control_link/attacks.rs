@@ -202,7 +202,10 @@ async fn a_link_ends_when_its_certificate_or_its_issuer_is_revoked() {
 async fn a_link_ends_with_the_certificate_that_it_was_made_with() {
     let mesh = Mesh::new().await;
     let mut node = Node::with_token(&mesh, &["shop/web"]).await;
-    let link = node.connect(&mesh).await;
+    let mut link = node.connect(&mesh).await;
+    link.update().await;
+    link.acknowledge().await;
+    link.heartbeat().await;
     mesh.pass(Duration::from_secs(8 * 24 * 3600));
     assert_eq!(reason(link.issue("shop/web", None).await), Reason::CertificateEnded);
     mesh.registry.revoke(&Caller::new("test"), Revoke::TunnelKey([7; 32])).await.unwrap();
@@ -231,4 +234,15 @@ async fn a_generation_that_the_store_never_made_counts_as_no_acknowledgement() {
     frames.send(&node_frame(wire::node_frame::Frame::Hello(ahead))).await;
     let _: wire::CoordinatorFrame = frames.next().await.unwrap();
     assert_eq!(mesh.links.get(node.id).unwrap().acknowledged, Generation::default());
+}
+
+#[tokio::test]
+async fn strangers_who_begin_an_enrolment_and_say_nothing_keep_nobody_out() {
+    let mesh = Mesh::new().await;
+    let mut silent = Vec::new();
+    for _ in 0..140 {
+        silent.push(Dial::new(ALPN_ENROL, None).connect(&mesh, &mesh.bundle).await.unwrap());
+    }
+    Node::with_token(&mesh, &["shop/web"]).await;
+    assert!(silent.iter().all(|connection| connection.close_reason().is_none()), "they are still there");
 }
