@@ -50,9 +50,13 @@ fn coordinator_restart() -> Result<()> {
     wait_until_allowed(&web, &bank)?;
     mesh.coordinator.stop()?;
     mesh.coordinator.start()?;
-    // A change made after the restart reaches both nodes.
+    // A change made after the restart reaches both nodes, those that were not back yet when it was made included.
     mesh.apply(&super::policy_with_another_port())?;
-    must_answer(&web, bank.at(7000)?)
+    let moved = bank.at(7000)?;
+    eventually("web-frontend reaches the port that the new policy opens", IN_FORCE, || {
+        let (outcome, answer) = web.host.tcp(moved, b"question", ANSWER)?;
+        Ok(outcome == Outcome::Connected && answer == super::ANSWER_TEXT)
+    })
 }
 
 /// How many times the coordinator is killed: hundreds, so that a kill falls into every phase of a commit.
