@@ -27,6 +27,7 @@ use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::control_client::session::{Control, Facts, LinkState};
 use crate::flow_log::FlowLog;
+use crate::host::dialable_addresses;
 use crate::local_api::server::LocalApi;
 use crate::mesh::{Mesh, MeshHandle, Start};
 use crate::snapshot;
@@ -38,6 +39,8 @@ use surface::Surface;
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 /// How often the wall clock is compared with the boot clock.
 const CLOCK_CHECK: Duration = Duration::from_secs(10);
+/// How often this host's own addresses are looked at.
+const ADDRESS_CHECK: Duration = Duration::from_secs(15);
 /// Certificates wanted at once: renewal asks one after the other.
 const WANTED: usize = 4;
 
@@ -83,8 +86,9 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
     let (stopper, stop) = stop::channel();
     let stopper = Arc::new(stopper);
     let (link_state, link) = watch::channel(LinkState::Down { since: clock.now().unix, cause: None });
-    let (_facts, facts) =
-        watch::channel(Facts { data_port: claimed.facts.port, addresses: config.tunnel.addresses.clone() });
+    let known = Facts { data_port: claimed.facts.port, addresses: config.tunnel.addresses.clone() };
+    let (report, facts) = watch::channel(known);
+    let device = claimed.index();
     let (wanted, wanted_by) = mpsc::channel(WANTED);
     let (identity, identity_watch) = watch::channel(Arc::new(identity));
     let (ready, ready_watch) = watch::channel(false);
@@ -129,6 +133,12 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
     };
     tasks.spawn("renewal", ends_well(renewal.run()));
     tasks.spawn("clock", ends_well(watch_clock(clock.clone(), stop.clone())));
+    if config.tunnel.addresses.is_empty() {
+        tasks.spawn("addresses", ends_well(watch_addresses(report, device, stop.clone())));
+    } else {
+        // What was configured is what is reported, for as long as the daemon runs.
+        tasks.spawn("addresses", ends_well(hold(report, stop.clone())));
+    }
     tasks.spawn("notify", ends_well(notify(ready_watch, handle.clone(), stop.clone())));
     let around = tunnel::Around { mesh: handle.clone(), flows, clock, questions: asked, ready, stop: stop.clone() };
     tasks.spawn("tunnel", tunnel::run(claimed, around));
@@ -206,6 +216,33 @@ impl Tasks {
 async fn ends_well(work: impl Future<Output = ()>) -> Result<(), Refusal> {
     work.await;
     Ok(())
+}
+
+/// Reports where this host can be dialled, and again when that has changed.
+async fn watch_addresses(report: watch::Sender<Facts>, device: u32, stop: Stop) {
+    let mut ticks = tokio::time::interval(ADDRESS_CHECK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => match dialable_addresses(device) {
+                Ok(addresses) => {
+                    report.send_if_modified(|facts| {
+                        let changed = facts.addresses != addresses;
+                        facts.addresses = addresses;
+                        changed
+                    });
+                }
+                Err(error) => warn!("this host's addresses cannot be listed: {error}"),
+            },
+            () = stop.stopped() => return,
+        }
+    }
+}
+
+/// Keeps a report that does not change.
+async fn hold(report: watch::Sender<Facts>, stop: Stop) {
+    stop.stopped().await;
+    drop(report);
 }
 
 /// Names a clock that was set: certificates are judged by it, and people look elsewhere first.

@@ -30,6 +30,11 @@ const TUNNEL_METRIC: u32 = 50;
 /// The worst metric there is: counts only when nothing else leads to the overlay.
 const UNREACHABLE_METRIC: u32 = u32::MAX;
 
+/// Addresses of this namespace that another host could dial, on every device but the TUN with this index.
+pub fn dialable_addresses(tun: u32) -> Result<Vec<IpAddr>, KernelError> {
+    Addressing::open()?.dialable(tun)
+}
+
 /// What the host is to look like while the node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {

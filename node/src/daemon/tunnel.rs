@@ -59,6 +59,14 @@ pub struct Claimed {
     pub facts: TunnelFacts,
 }
 
+impl Claimed {
+    /// The TUN device's index.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.tun.index
+    }
+}
+
 /// Claims the network namespace, the TUN device and the UDP port.
 pub fn claim(config: &config::Tunnel) -> Result<Claimed, Refusal> {
     let refused =

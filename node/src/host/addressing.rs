@@ -12,6 +12,10 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
+/// `RT_SCOPE_UNIVERSE`: valid beyond the link.
+const RT_SCOPE_UNIVERSE: u8 = 0;
+/// `IFA_F_DADFAILED`, `IFA_F_DEPRECATED` and `IFA_F_TENTATIVE`.
+const IFA_F_UNUSABLE: u8 = 0x08 | 0x20 | 0x40;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
@@ -171,6 +175,18 @@ impl Addressing {
             let attributes = Attributes(payload.get(8..)?);
             let first = address(attributes.find(IFA_LOCAL).or_else(|| attributes.find(IFA_ADDRESS))?)?;
             (device == index).then_some(Prefix { first, length: header[1] })
+        })
+    }
+
+    /// Addresses that another host could dial: of global scope and in use, on every device but `except`.
+    pub(super) fn dialable(&mut self, except: u32) -> Result<Vec<IpAddr>, KernelError> {
+        self.0.dump(&Request::new(RTM_GETADDR, 0, &[0; 8]), |payload| {
+            let &[_family, _length, flags, scope, ..] = payload.first_chunk::<8>()?;
+            let device = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
+            let attributes = Attributes(payload.get(8..)?);
+            let found = address(attributes.find(IFA_LOCAL).or_else(|| attributes.find(IFA_ADDRESS))?)?;
+            let usable = flags & IFA_F_UNUSABLE == 0 && scope == RT_SCOPE_UNIVERSE && !found.is_loopback();
+            (usable && device != except).then_some(found)
         })
     }
 
