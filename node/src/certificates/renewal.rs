@@ -222,7 +222,7 @@ fn choose(mut may_hold: Vec<WorkloadName>) -> Result<WorkloadName, Refusal> {
         )
         .hint("set workload in warren.yaml, or WARREN_WORKLOAD, to one of them")),
         (None, _) => Err(Refusal::new(Reason::IdentityNotAllowed, "this node may hold no identity yet")
-            .hint("an administrator grants one: warren node grant")),
+            .hint("enrol this host with a token for it: warren token create --for <namespace>/<name>")),
     }
 }
 

@@ -347,7 +347,7 @@ fn offloads(all: &Offloads) -> Vec<Offload> {
 fn obstacles(view: &MeshView, from: &WorkloadName, to: &WorkloadName, complete: bool, now: UnixTime) -> Vec<String> {
     let mut notes = Vec::new();
     if !complete {
-        notes.push(format!("this node holds no rules of {to}; ask the coordinator: warren policy explain"));
+        notes.push(format!("this node holds no rules of {to}; ask the coordinator: warren policy why"));
     }
     for name in [from, to] {
         let own = view.own.as_ref().is_some_and(|own| own.workload == *name);
