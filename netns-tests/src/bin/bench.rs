@@ -19,6 +19,7 @@ use warren_netns_tests::bench::cost::{Meter, resident};
 use warren_netns_tests::bench::load;
 use warren_netns_tests::bench::report::{Report, machine};
 use warren_netns_tests::namespace;
+use warren_netns_tests::processes::eventually;
 
 const USAGE: &str = "\
 How fast the mesh is on this machine: two hosts over veth, identities and an allow list on.
@@ -34,6 +35,9 @@ Usage: cargo bench-mesh [-- OPTIONS]
   --help             this text
 
 Figures compare within one run only: a machine that others share changes from minute to minute.";
+
+/// How long a contender may take to carry its first packet.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Options {
     rounds: usize,
@@ -145,8 +149,8 @@ fn measure(name: &str, mut contender: Contender, time: Duration, report: &mut Re
     let (inner_a, inner_b) = contender.addresses()?;
     let (a, b) = (contender.a(), contender.b());
     let to = |port: u16| SocketAddr::new(inner_b, port);
-    // The first packet brings the tunnel up and is not timed.
-    load::tcp_round_trips(a, b, to(5000), 20)?;
+    // The first packet brings the tunnel up and is not timed; before that the hosts have yet to hear of each other.
+    eventually("a reaches b", PATIENCE, || Ok(load::tcp_round_trips(a, b, to(5000), 20).is_ok()))?;
 
     let (carried, cpu) = metered(&processes, || load::tcp(a, b, to(5001), 1, time))?;
     report.add(name, "tcp-1", carried.gigabits());
