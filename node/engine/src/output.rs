@@ -13,7 +13,7 @@ use warren_proto::Reason;
 
 use crate::admission::{Admitted, Judgement, Pass};
 use crate::segment::{MAX_PREFIX, Merged, Merger, Offload};
-use crate::session::DataSession;
+use crate::session::{DataSession, sealed_length};
 use crate::tables::{Generation, LocalIndex, PeerIndex};
 
 /// The largest packet or datagram that one call can add to an arena.
@@ -181,6 +181,13 @@ struct Train {
 const MAX_SEGMENTS: usize = 60;
 /// The largest UDP payload over IPv4.
 const MAX_TRAIN: usize = 65_507;
+
+/// How many packets of up to `packet` bytes travel in one train.
+#[must_use]
+pub const fn packets_per_train(packet: usize) -> usize {
+    let fitting = MAX_TRAIN / sealed_length(packet);
+    if fitting < MAX_SEGMENTS { fitting } else { MAX_SEGMENTS }
+}
 
 impl Train {
     fn takes(&self, endpoint: SocketAddr, range: &Range<usize>) -> bool {

@@ -167,8 +167,9 @@ impl Worker {
         };
         match outcome {
             Ok(way) => {
+                let carrier = way.carrier();
                 while let Some(segment) = split.next_segment() {
-                    if let Err(reason) = desk.send(way, way.cut(segment), now, outbox) {
+                    if let Err(reason) = desk.send_by(carrier.as_ref(), way, way.cut(segment), now, outbox) {
                         desk.counters.drop_one(reason);
                     }
                 }
@@ -264,7 +265,20 @@ struct Way<'t> {
     length: usize,
 }
 
+/// What packets are sealed with, and where they go then.
+#[derive(Debug)]
+struct Carrier {
+    session: arc_swap::Guard<Option<Arc<DataSession>>>,
+    endpoint: SocketAddr,
+}
+
 impl Way<'_> {
+    /// None where the slow half has to take the packet: it has the plain peers' tunnels.
+    fn carrier(&self) -> Option<Carrier> {
+        let session = (!self.peer.is_plain).then(|| self.link.egress()).filter(|session| session.is_some())?;
+        Some(Carrier { session, endpoint: self.link.endpoint()? })
+    }
+
     /// The packet, or a segment of it, without anything behind its end.
     fn cut<'p>(&self, packet: &'p [u8]) -> &'p [u8] {
         packet.get(..self.length).unwrap_or(packet)
@@ -404,10 +418,19 @@ impl Desk {
 
     /// Seals a judged packet, or leaves it to the slow half where there is no session to seal it with.
     fn send(&mut self, way: Way<'_>, packet: &[u8], now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
-        let Way { peer, link, .. } = way;
-        if !peer.is_plain
-            && let Some(session) = link.egress().as_ref()
-            && let Some(endpoint) = link.endpoint()
+        self.send_by(way.carrier().as_ref(), way, packet, now, outbox)
+    }
+
+    fn send_by(
+        &mut self,
+        carrier: Option<&Carrier>,
+        way: Way<'_>,
+        packet: &[u8],
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
+        if let Some(Carrier { session, endpoint }) = carrier
+            && let Some(session) = session.as_ref()
         {
             let spare = outbox.wire_spare();
             if spare.len() < sealed_length(packet.len()) {
@@ -415,7 +438,7 @@ impl Desk {
             }
             match session.seal(packet, spare, now) {
                 Ok(length) => {
-                    outbox.transmit(endpoint, length);
+                    outbox.transmit(*endpoint, length);
                     self.counters.count_out(packet.len());
                     if session.take_rekey_request(now) {
                         outbox.push_event(WorkerEvent::RekeyDue(Arc::clone(session)));
@@ -428,7 +451,7 @@ impl Desk {
             }
         }
         self.counters.count_out(packet.len());
-        outbox.push_unsent(link.local(), link.peer(), packet)
+        outbox.push_unsent(way.link.local(), way.link.peer(), packet)
     }
 
     /// An authenticated datagram shows where the peer is now; the slow half decides whether to follow.

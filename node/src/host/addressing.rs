@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
+use warren_engine::output::packets_per_train;
 
 use super::netlink::{Attributes, Channel, FLAG_CREATE, FLAG_REPLACE, KernelError, Request};
 
@@ -22,6 +23,7 @@ const RTM_GETROUTE: u16 = 26;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_GSO_MAX_SEGS: u16 = 40;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
@@ -164,7 +166,14 @@ impl Addressing {
             _ => {}
         }
         let up = Request::new(RTM_NEWLINK, 0, &link_header(index, IFF_UP, IFF_UP)).with(IFLA_MTU, &mtu.to_ne_bytes());
-        self.0.call(up)
+        self.0.call(up)?;
+        // One super-packet then leaves as one train, and not as one and a stub. Where the kernel does not let itself be
+        // told, that costs speed only.
+        let segments = u32::try_from(packets_per_train(mtu as usize)).unwrap_or(1).max(1);
+        let limit =
+            Request::new(RTM_NEWLINK, 0, &link_header(index, 0, 0)).with(IFLA_GSO_MAX_SEGS, &segments.to_ne_bytes());
+        let _ = self.0.call(limit);
+        Ok(())
     }
 
     /// The addresses on the device with this index.
