@@ -215,6 +215,23 @@ fn links_in_the_documentation_lead_somewhere() {
 }
 
 #[test]
+fn files_that_the_architecture_names_are_there() {
+    let mut named = 0;
+    for page in ["docs/architecture.md", "docs/threat-model.md"] {
+        let source = fs::read_to_string(root().join(page)).expect("readable");
+        for word in source.split('`').skip(1).step_by(2) {
+            let path = ["proto/", "node/", "coordinator/", "netns-tests/"].iter().any(|start| word.starts_with(start));
+            if path {
+                named += 1;
+                assert!(root().join(word).exists(), "{page} names {word}, which is not there");
+            }
+            assert!(path || !word.ends_with(".rs"), "{page} names {word} without its directory");
+        }
+    }
+    assert!(named > 40, "only {named} files are named: the pages were not read");
+}
+
+#[test]
 fn the_reference_of_reasons_equals_the_code() {
     let mut page = String::from(
         "# Reasons\n\n\
