@@ -23,8 +23,8 @@ fn main() -> Result<()> {
     }
     warren_netns_tests::namespace::enter()?;
     let mut arguments = arguments;
-    // Each claim runs several hosts; more at once than there are cores only makes them wait for each other.
-    arguments.test_threads.get_or_insert(2);
+    // Each claim runs several hosts, which mostly wait for each other: a few at once fill the cores of a small machine.
+    arguments.test_threads.get_or_insert(4);
     libtest_mimic::run(&arguments, claims::all()).exit()
 }
 
