@@ -292,6 +292,16 @@ impl Node {
         Ok(())
     }
 
+    /// Starts it where it cannot become ready, and waits until it answers.
+    pub fn start_unready(&mut self) -> Result<()> {
+        self.starts += 1;
+        let name = format!("{}-{}", self.host.name, self.starts);
+        let up = [OsStr::new("up")];
+        let process = Process::start_unready(&self.host, &name, &binary("warren")?, &up, &self.environment())?;
+        self.process = Some(process);
+        eventually("the node answers", IN_FORCE, || Ok(self.say(&["status"])?.code == Some(0)))
+    }
+
     /// SIGTERM; it must end with code 0.
     pub fn stop(&mut self) -> Result<()> {
         stop(self.process.take(), &self.host.name)

@@ -78,6 +78,18 @@ impl Process {
         }
     }
 
+    /// The same without waiting, for a program that is not to become ready.
+    pub fn start_unready(
+        host: &Host,
+        name: &str,
+        program: &Path,
+        arguments: &[&OsStr],
+        environment: &[(&str, OsString)],
+    ) -> Result<Self> {
+        // Nobody listens to what it announces.
+        Self::launch(host, name, program, arguments, environment).map(|(process, _)| process)
+    }
+
     fn launch(
         host: &Host,
         name: &str,

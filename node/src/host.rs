@@ -40,7 +40,7 @@ pub fn dialable_addresses(tun: u32) -> Result<Vec<IpAddr>, KernelError> {
 pub struct Desired {
     /// The prefixes that lead into the tunnel.
     pub overlay: Overlay,
-    /// The addresses of this host's instances.
+    /// The addresses of this host's instances. With none nothing leads into the tunnel: the overlay is unreachable.
     pub addresses: Vec<OverlayAddresses>,
     /// Interface index of the TUN device.
     pub device: u32,
@@ -283,7 +283,7 @@ impl Host {
         };
         let wanted: Vec<_> = prefixes(&desired.overlay)
             .into_iter()
-            .filter(|prefix| prefix.first.is_ipv4() || v6)
+            .filter(|prefix| !desired.addresses.is_empty() && (prefix.first.is_ipv4() || v6))
             .map(|prefix| Route {
                 prefix,
                 towards: Towards::Device(desired.device),

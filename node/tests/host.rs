@@ -47,6 +47,7 @@ fn main() -> Result<()> {
             claim("applying_twice_changes_nothing", applying_twice_changes_nothing),
             claim("any_sequence_of_states_ends_in_the_last_one", any_sequence_of_states_ends_in_the_last_one),
             claim("reverting_leaves_only_the_unreachable_routes", reverting_leaves_only_the_unreachable_routes),
+            claim("without_an_address_the_overlay_is_unreachable", without_an_address_the_overlay_is_unreachable),
             claim("what_somebody_flushes_comes_back", what_somebody_flushes_comes_back),
             claim("a_changed_guard_is_noticed_and_put_right", a_changed_guard_is_noticed_and_put_right),
             claim("a_neighbour_reaches_no_overlay_address", a_neighbour_reaches_no_overlay_address),
@@ -266,6 +267,32 @@ fn reverting_leaves_only_the_unreachable_routes() -> Result<()> {
         let (tun, mut host) = (open()?, Host::claim()?);
         let changes = host.apply(&desired(&tun))?;
         ensure!(!changes.made.iter().any(|change| change.starts_with("unreachable")), "{:?}", changes.made);
+        Ok(())
+    })
+}
+
+fn without_an_address_the_overlay_is_unreachable() -> Result<()> {
+    let mut lab = Lab::new()?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    a.namespace.run(|| {
+        let (tun, mut host) = (open()?, Host::claim()?);
+        let closed = Desired { addresses: Vec::new(), ..desired(&tun) };
+        host.apply(&closed)?;
+        ensure!(host.apply(&closed)?.made.is_empty());
+        for (peer, gateway) in addresses(20).iter().zip([IpAddr::V6(b.v6), IpAddr::V4(b.v4)]) {
+            let to = SocketAddr::from((peer, 9));
+            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let error = UdpSocket::bind((any, 0))?.send_to(b"in clear", to).expect_err("no way out");
+            ensure!(matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH)), "{to}: {error}");
+            // Not even by a route that somebody made for it: the guard stands too.
+            block_on(route_through(peer, gateway))?;
+            let error = UdpSocket::bind((any, 0))?.send_to(b"in clear", to).expect_err("no way around");
+            ensure!(error.raw_os_error() == Some(libc::EPERM), "{to}: {error}");
+        }
+        // With its address the host has a way into the tunnel.
+        host.apply(&desired(&tun))?;
+        let peer = addresses(21).v6;
+        UdpSocket::bind((own().v6, 0))?.send_to(b"into the tunnel", (peer, 9)).context("by the tunnel")?;
         Ok(())
     })
 }

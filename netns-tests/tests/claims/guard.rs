@@ -13,8 +13,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use warren_netns_tests::host::Outcome;
+use warren_netns_tests::mesh::{IN_FORCE, Node};
+use warren_netns_tests::processes::eventually;
 
-use super::{ANSWER_TEXT, claim, wait_until_allowed, web_and_bank};
+use super::{ANSWER_TEXT, WEB, claim, wait_until_allowed, web_and_bank};
 
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -22,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         claim("guard::a_neighbour_that_routes_to_an_overlay_address_reaches_nothing", neighbour),
         claim("guard::with_the_node_killed_overlay_traffic_does_not_leave_in_clear", killed),
+        claim("guard::after_a_reboot_a_node_without_certificates_or_coordinator_is_closed", rebooted),
         claim("guard::a_stopped_node_leaves_overlay_traffic_unreachable", stopped),
     ]
 }
@@ -65,6 +68,30 @@ fn killed() -> Result<()> {
         ensure!(capture.frames_with(&octets) == 0, "a packet to {address} left in clear");
     }
     Ok(())
+}
+
+fn rebooted() -> Result<()> {
+    let (mut mesh, mut web, bank) = web_and_bank(&["--overlay-v4", "10.77.0.0/16"])?;
+    wait_until_allowed(&web, &bank)?;
+    let addresses = bank.addresses()?;
+    web.stop()?;
+    mesh.coordinator.stop()?;
+    // The disk of before in a network namespace that knows nothing of it; the instance has not outlived the outage.
+    let mut again = Node::on(mesh.lab.host("web-1-again")?, WEB)?;
+    std::fs::rename(web.state(), again.state())?;
+    std::fs::remove_file(again.state().join("instance"))?;
+    let attempt = |from: &Node, to: IpAddr| from.host.udp((to, 8080).into(), ANSWER_TEXT, Duration::from_millis(200));
+    for address in &addresses {
+        let (outcome, _) = attempt(&again, *address)?;
+        ensure!(outcome == Outcome::Silence, "{address} does not leave by the default route: {outcome:?}");
+    }
+    again.start_unready()?;
+    for address in &addresses {
+        eventually("the host is closed", IN_FORCE, || Ok(attempt(&again, *address)?.0 == Outcome::Unreachable))?;
+    }
+    // The coordinator is back: the node gets an instance and opens.
+    mesh.coordinator.start()?;
+    wait_until_allowed(&again, &bank)
 }
 
 fn stopped() -> Result<()> {

@@ -16,7 +16,7 @@ use crate::config;
 use crate::data_plane::offload::Offloads;
 use crate::data_plane::{DataPlane, DataPlaneConfig, DataPlaneEvent, Devices, tun, udp};
 use crate::flow_log::FlowLog;
-use crate::host::{Desired, Host, HostEvent, Keeper};
+use crate::host::{Desired, Host, HostError, HostEvent, Keeper};
 use crate::local_api::types::{FlowLine, FlowVerdict};
 use crate::mesh::MeshHandle;
 use crate::mesh_view::MeshView;
@@ -112,24 +112,24 @@ pub struct Around {
     pub stop: Stop,
 }
 
-/// Waits until this node knows who it is, opens the tunnel, and serves it until told to stop. An error means that the
-/// tunnel has closed by itself: the daemon must end.
+/// Closes the host for the overlay's addresses as soon as those are known, opens the tunnel when this node knows who it is,
+/// and serves it until told to stop. An error means that the tunnel has closed by itself: the daemon must end.
 pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
     let mut view = around.mesh.view();
     let stop = around.stop.clone();
     let Claimed { host, tun, udp, facts } = claimed;
     let desired = tokio::select! {
-        desired = known(&mut view, tun.index, facts.mtu) => desired?,
+        desired = closed(&mut view, tun.index, facts.mtu) => desired?,
         () = stop.stopped() => return Ok(()),
     };
-    let (host_events, mut from_host) = mpsc::unbounded_channel();
-    let (keeper, changes) = {
-        let desired = desired.clone();
-        blocking(move || Keeper::start(host, desired, move |event| drop(host_events.send(event)))).await?
-    }
-    .map_err(|error| Refusal::new(Reason::Internal, format!("the host does not take the overlay: {error}")))?;
-    for change in &changes.made {
-        info!("host: {change}");
+    let mut kept = Kept::start(host, desired).await?;
+    let opens = tokio::select! {
+        opens = kept.until_known(&mut view) => opens.map(|()| true),
+        () = stop.stopped() => Ok(false),
+    };
+    if !matches!(opens, Ok(true)) {
+        let reverted = kept.stop().await;
+        return opens.and(reverted);
     }
     let (events, mut from_plane) = mpsc::unbounded_channel();
     let devices = Devices {
@@ -145,15 +145,11 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
             let (orders, from_mesh) = mpsc::unbounded_channel::<MeshUpdate>();
             around.mesh.attach(Box::new(move |update| drop(orders.send(update)))).await;
             let trust_domain = view.borrow().as_ref().map(|view| view.knowledge.manifest.trust_domain.clone());
-            let serving = Serving { facts: &facts, keeper: &keeper, plane: &plane, trust_domain, desired };
-            let served = serving.serve(&mut around, view, from_mesh, &mut from_plane, &mut from_host).await;
+            let serving = Serving { facts: &facts, kept: &mut kept, plane: &plane, trust_domain };
+            let served = serving.serve(&mut around, view, from_mesh, &mut from_plane).await;
             around.ready.send_replace(false);
             // The host first: the TUN device goes away with the data plane, and a host that is still kept would miss it.
-            let reverted = blocking(move || keeper.stop()).await.and_then(|reverted| {
-                reverted.map_err(|error| {
-                    Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}"))
-                })
-            });
+            let reverted = kept.stop().await;
             let ended = blocking(move || plane.shut_down()).await;
             // The last flows are still worth a line.
             while let Ok(event) = from_plane.try_recv() {
@@ -167,22 +163,99 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
     }
 }
 
+/// The host's network state, kept as this node last knew it had to be.
+struct Kept {
+    keeper: Keeper,
+    events: mpsc::UnboundedReceiver<HostEvent>,
+    desired: Desired,
+}
+
+impl Kept {
+    async fn start(host: Host, desired: Desired) -> Result<Self, Refusal> {
+        let (tell, events) = mpsc::unbounded_channel();
+        let first = desired.clone();
+        let (keeper, changes) = blocking(move || Keeper::start(host, first, move |event| drop(tell.send(event))))
+            .await?
+            .map_err(not_taken)?;
+        for change in &changes.made {
+            info!("host: {change}");
+        }
+        Ok(Self { keeper, events, desired })
+    }
+
+    /// Keeps the host closed until this node has an instance, then gives it the instance's addresses.
+    async fn until_known(&mut self, view: &mut watch::Receiver<Option<Arc<MeshView>>>) -> Result<(), Refusal> {
+        loop {
+            let known = view.borrow_and_update().clone();
+            if let Some(known) = known {
+                self.follow(&known).await?;
+                if known.own.is_some() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                Some(event) = self.events.recv() => handle_host(event)?,
+                changed = view.changed() => changed.map_err(|_| stopping())?,
+            }
+        }
+    }
+
+    /// Brings the host to what `view` says. An instance whose certificate has ended keeps its addresses: programs are
+    /// bound to them, and nothing passes.
+    async fn follow(&mut self, view: &MeshView) -> Result<(), Refusal> {
+        let addresses = view.own.as_ref().map_or_else(|| self.desired.addresses.clone(), |own| vec![own.addresses]);
+        let desired = Desired { overlay: view.knowledge.manifest.overlay, addresses, ..self.desired.clone() };
+        if desired != self.desired {
+            let ordered = self.keeper.order(desired.clone());
+            let changes = blocking(move || ordered.wait()).await?.map_err(not_taken)?;
+            for change in &changes.made {
+                info!("host: {change}");
+            }
+            self.desired = desired;
+        }
+        Ok(())
+    }
+
+    async fn stop(self) -> Result<(), Refusal> {
+        let Self { keeper, .. } = self;
+        blocking(move || keeper.stop()).await?.map_err(|error| {
+            Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}"))
+        })
+    }
+}
+
+fn not_taken(error: HostError) -> Refusal {
+    Refusal::new(Reason::Internal, format!("the host does not take the overlay: {error}"))
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Reason::ShuttingDown, "the node is stopping")
+}
+
+fn handle_host(event: HostEvent) -> Result<(), Refusal> {
+    match event {
+        HostEvent::Repaired(changes) => {
+            warn!("something changed the host's overlay; repaired: {}", changes.join("; "));
+            Ok(())
+        }
+        HostEvent::Failed(error) => Err(Refusal::new(Reason::Internal, format!("the host's overlay is lost: {error}"))),
+    }
+}
+
 struct Serving<'a> {
     facts: &'a TunnelFacts,
-    keeper: &'a Keeper,
+    kept: &'a mut Kept,
     plane: &'a DataPlane,
     trust_domain: Option<TrustDomain>,
-    desired: Desired,
 }
 
 impl Serving<'_> {
     async fn serve(
-        mut self,
+        self,
         around: &mut Around,
         mut view: watch::Receiver<Option<Arc<MeshView>>>,
         mut from_mesh: mpsc::UnboundedReceiver<MeshUpdate>,
         from_plane: &mut mpsc::UnboundedReceiver<DataPlaneEvent>,
-        from_host: &mut mpsc::UnboundedReceiver<HostEvent>,
     ) -> Result<(), Refusal> {
         let stop = around.stop.clone();
         loop {
@@ -192,24 +265,15 @@ impl Serving<'_> {
                     Some(event) => self.handle_plane(event, around).await?,
                     None => return Err(Refusal::new(Reason::Internal, "the data plane has ended by itself")),
                 },
-                Some(event) = from_host.recv() => match event {
-                    HostEvent::Repaired(changes) => warn!("something changed the host's overlay; repaired: {}", changes.join("; ")),
-                    HostEvent::Failed(error) => {
-                        return Err(Refusal::new(Reason::Internal, format!("the host's overlay is lost: {error}")));
-                    }
-                },
+                Some(event) = self.kept.events.recv() => handle_host(event)?,
                 Some(question) = around.questions.recv() => self.answer(question),
                 changed = view.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    let desired = view.borrow_and_update().as_deref().and_then(|view| desired_of(view, self.desired.device, self.facts.mtu));
-                    if let Some(desired) = desired.filter(|desired| *desired != self.desired) {
-                        let ordered = self.keeper.order(desired.clone());
-                        blocking(move || ordered.wait()).await?.map_err(|error| {
-                            Refusal::new(Reason::Internal, format!("the host does not take the overlay: {error}"))
-                        })?;
-                        self.desired = desired;
+                    let known = view.borrow_and_update().clone();
+                    if let Some(known) = known {
+                        self.kept.follow(&known).await?;
                     }
                 }
                 () = stop.stopped() => return Ok(()),
@@ -264,20 +328,16 @@ impl Serving<'_> {
     }
 }
 
-/// Waits for an instance and the overlay it lives in.
-async fn known(view: &mut watch::Receiver<Option<Arc<MeshView>>>, device: u32, mtu: u16) -> Result<Desired, Refusal> {
+/// Waits until this node knows which addresses are the overlay's, which a stored snapshot says at once: the host is then
+/// closed for them, whatever else is still missing.
+async fn closed(view: &mut watch::Receiver<Option<Arc<MeshView>>>, device: u32, mtu: u16) -> Result<Desired, Refusal> {
     loop {
-        let desired = view.borrow_and_update().as_deref().and_then(|view| desired_of(view, device, mtu));
-        if let Some(desired) = desired {
-            return Ok(desired);
+        let overlay = view.borrow_and_update().as_deref().map(|view| view.knowledge.manifest.overlay);
+        if let Some(overlay) = overlay {
+            return Ok(Desired { overlay, addresses: Vec::new(), device, mtu: mtu.into() });
         }
-        view.changed().await.map_err(|_| Refusal::new(Reason::ShuttingDown, "the node is stopping"))?;
+        view.changed().await.map_err(|_| stopping())?;
     }
-}
-
-fn desired_of(view: &MeshView, device: u32, mtu: u16) -> Option<Desired> {
-    let own = view.own.as_ref()?;
-    Some(Desired { overlay: view.knowledge.manifest.overlay, addresses: vec![own.addresses], device, mtu: mtu.into() })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
