@@ -161,6 +161,8 @@ pub struct Mesh {
     engine: Option<Engine>,
     waiting: VecDeque<Waiting>,
     unsaved: bool,
+    /// From here on the policy in force answers otherwise by itself.
+    policy_changes: Option<UnixTime>,
     commands: mpsc::Receiver<Command>,
     view: watch::Sender<Option<Arc<MeshView>>>,
     bundle: watch::Sender<TrustBundle>,
@@ -207,6 +209,7 @@ impl Mesh {
             engine: None,
             waiting: VecDeque::new(),
             unsaved: false,
+            policy_changes: None,
             knowledge: None,
             hints: saved_hints.clone().into_iter().collect(),
             saved_hints,
@@ -403,6 +406,7 @@ impl Mesh {
             keys: locals.iter().map(|local| local.secret.public_key()).collect(),
         };
         let admission = knowledge.admit(&local, self.fresh_until(), &self.admitted, now);
+        self.policy_changes = knowledge.policy.next_date(now);
         self.admitted = admission.peers.iter().map(VerifiedPeer::instance).collect();
         self.log_refused(&admission.refused);
         self.refused = admission.refused.clone().into();
@@ -510,7 +514,8 @@ impl Mesh {
             let own = view.own.as_ref().is_some_and(|own| own.validity.1 <= now);
             own || view.peers.iter().any(|peer| peer.valid_until() <= now)
         });
-        if ended || (waits_for_time && !self.is_stale()) {
+        let dated = self.policy_changes.is_some_and(|date| date <= now);
+        if ended || dated || (waits_for_time && !self.is_stale()) {
             self.publish();
         }
         // A failure is in the log, and the next tick tries again.

@@ -303,6 +303,29 @@ fn a_peer_whose_certificate_ends_leaves_without_a_word_from_anyone() {
 }
 
 #[test]
+fn when_audit_mode_ends_on_its_date_those_it_let_in_leave_without_a_word_from_anyone() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    let date = time::OffsetDateTime::from_unix_timestamp(NOW.0.try_into().expect("in range")).expect("in range").date();
+    let (allow, audit) =
+        ("allow:\n  reads: { from: [shop/web-frontend], ports: [api] }\n", "audit: { until: \"DATE\", ports: all }\n");
+    let policy = POLICY.replace(allow, &audit.replace("DATE", &date.to_string()));
+    give(&mut mesh, rig.mesh.update(5, &rig.mesh.scope(&policy, Vec::new()))).expect("accepted");
+    let (told, engine) = sync::channel();
+    mesh.handle(Command::Attach(Box::new(move |update: MeshUpdate| drop(told.send(update)))));
+    assert_eq!(engine.try_recv().expect("told what holds").peers.len(), 1);
+    mesh.tick(false);
+    assert!(engine.try_recv().is_err(), "nothing has changed");
+    let ends = handle.view().borrow().as_ref().and_then(|view| view.knowledge.policy.next_date(NOW)).expect("a date");
+    pass(ends.0 - NOW.0);
+    mesh.tick(false);
+    assert!(engine.try_recv().expect("told anew").peers.is_empty());
+    assert!(peers(&handle).is_empty());
+    mesh.tick(false);
+    assert!(engine.try_recv().is_err(), "once");
+}
+
+#[test]
 fn hints_that_point_at_this_host_or_at_everyone_are_left_out() {
     let rig = Rig::new();
     let (mut mesh, handle) = rig.open();

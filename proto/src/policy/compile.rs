@@ -260,6 +260,15 @@ impl CompiledPolicy {
         &self.identities
     }
 
+    /// The first moment after `after` from which a decision, or who is linked to whom, may be another without any change of
+    /// the policy: an `audit` or an `except` ends.
+    #[must_use]
+    pub fn next_date(&self, after: UnixTime) -> Option<UnixTime> {
+        let excepts = self.rules.iter().flat_map(|rule| rule.except.iter().filter_map(|except| except.until));
+        let audits = self.services.values().filter_map(|service| service.audit.as_ref().map(|audit| audit.until));
+        excepts.chain(audits).filter(|date| *date > after).min()
+    }
+
     /// The rule behind a number that this policy gave.
     #[must_use]
     pub fn explain(&self, rule: RuleIndex) -> Option<&RuleRef> {

@@ -102,6 +102,19 @@ fn the_digest_changes_with_any_text_and_not_with_the_order_of_documents() {
 }
 
 #[test]
+fn the_next_date_is_the_first_after_a_moment_at_which_an_answer_changes_by_itself() {
+    let policy = whole(BANK);
+    let (audit_ends, except_ends) = (UnixTime(1_797_379_200), UnixTime(1_801_440_000));
+    assert_eq!(policy.next_date(UnixTime(0)), Some(audit_ends));
+    assert_eq!(policy.next_date(UnixTime(audit_ends.0 - 1)), Some(audit_ends));
+    assert_eq!(policy.next_date(audit_ends), Some(except_ends));
+    assert_eq!(policy.next_date(except_ends), None);
+    let (stranger, ledger) = ("shop/cart".parse().unwrap(), "bank/ledger".parse().unwrap());
+    assert!(policy.linked(&stranger, &ledger, UnixTime(audit_ends.0 - 1)), "audit mode is open");
+    assert!(!policy.linked(&stranger, &ledger, audit_ends));
+}
+
+#[test]
 fn a_compiled_policy_can_be_shared_between_threads() {
     fn shared<T: Send + Sync + 'static>() {}
     shared::<CompiledPolicy>();
