@@ -64,6 +64,7 @@ enum Command {
 pub struct MeshHandle {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<Option<Arc<MeshView>>>,
+    answered: watch::Receiver<Generation>,
     bundle: watch::Receiver<TrustBundle>,
 }
 
@@ -111,6 +112,14 @@ impl MeshHandle {
     #[must_use]
     pub fn view(&self) -> watch::Receiver<Option<Arc<MeshView>>> {
         self.view.clone()
+    }
+
+    /// What this node may claim to hold: the newest it knows, if that is in force with every worker and on disk as far as
+    /// an acknowledgement promises it.
+    #[must_use]
+    pub fn held(&self) -> Option<Arc<Knowledge>> {
+        let newest = self.view.borrow().as_ref().map(|view| view.knowledge.clone())?;
+        (newest.manifest.generation == *self.answered.borrow()).then_some(newest)
     }
 
     /// The roots in force, to watch.
@@ -165,6 +174,8 @@ pub struct Mesh {
     policy_changes: Option<UnixTime>,
     commands: mpsc::Receiver<Command>,
     view: watch::Sender<Option<Arc<MeshView>>>,
+    /// The newest generation that was acknowledged, or could have been.
+    answered: watch::Sender<Generation>,
     bundle: watch::Sender<TrustBundle>,
 }
 
@@ -198,6 +209,7 @@ impl Mesh {
         let saved_hints = snapshot::read_endpoints(&start.state);
         let (commands, receive) = mpsc::channel(DEPTH);
         let (view, watch_view) = watch::channel(None);
+        let (answered, watch_answered) = watch::channel(Generation::default());
         let (bundle, watch_bundle) = watch::channel(start.bundle.clone());
         let mut mesh = Self {
             applied: floor.generation,
@@ -218,6 +230,7 @@ impl Mesh {
             floor,
             seen,
             view,
+            answered,
             bundle,
         };
         if let Some(knowledge) = found.knowledge {
@@ -226,9 +239,10 @@ impl Mesh {
             // Whoever was admitted when it was stored may be again, however long the coordinator has been away.
             mesh.admitted = knowledge.scope.peers.keys().copied().collect();
             mesh.take(knowledge);
+            mesh.answered.send_replace(generation);
             mesh.publish();
         }
-        Ok((mesh, MeshHandle { commands, view: watch_view, bundle: watch_bundle }))
+        Ok((mesh, MeshHandle { commands, view: watch_view, answered: watch_answered, bundle: watch_bundle }))
     }
 
     /// Works until every handle is gone, then writes what is not on disk yet.
@@ -498,6 +512,7 @@ impl Mesh {
     fn handle_applied(&mut self, generation: u64) {
         while self.waiting.front().is_some_and(|first| first.generation <= generation) {
             if let Some(first) = self.waiting.pop_front() {
+                self.answered.send_replace(first.applied.generation);
                 // The link may have been lost meanwhile; then nobody waits.
                 let _ = first.answer.send(Ok(first.applied));
             }

@@ -218,10 +218,9 @@ impl Control {
     }
 
     fn hello(&self) -> wire::Hello {
-        let view = self.mesh.view();
-        let view = view.borrow();
-        let held = view.as_ref().map(|view| &view.knowledge);
-        let generation = held.map(|held| held.manifest.generation).unwrap_or_default();
+        // What was lost with the last link before it was acknowledged is asked for again.
+        let held = self.mesh.held();
+        let generation = held.as_ref().map(|held| held.manifest.generation).unwrap_or_default();
         wire::Hello {
             version: PROTOCOL_VERSION,
             epoch: generation.epoch,

@@ -260,8 +260,10 @@ fn heartbeats_of_others_and_old_ones_keep_nothing_fresh() {
 #[test]
 fn an_update_is_answered_when_every_worker_judges_by_it_and_not_before() {
     let rig = Rig::new();
-    let (mut mesh, _handle) = rig.open();
+    let (mut mesh, handle) = rig.open();
     give(&mut mesh, rig.mesh.update(5, &rig.scope())).expect("accepted");
+    let held = || handle.held().map(|held| held.manifest.generation.revision);
+    assert_eq!(held(), Some(5));
     let (told, engine) = sync::channel();
     mesh.handle(Command::Attach(Box::new(move |update: MeshUpdate| drop(told.send(update)))));
     let first = engine.try_recv().expect("told what holds");
@@ -272,8 +274,10 @@ fn an_update_is_answered_when_every_worker_judges_by_it_and_not_before() {
     assert!(second.generation > first.generation);
     mesh.handle(Command::EngineApplied(first.generation));
     assert!(answered.try_recv().is_err(), "the older generation says nothing of the newer");
+    assert_eq!(held(), None, "nor is the newer claimed on a new link");
     mesh.handle(Command::EngineApplied(second.generation));
     assert_eq!(answered.try_recv().expect("answered").expect("applied").generation.revision, 6);
+    assert_eq!(held(), Some(6));
 }
 
 #[test]
@@ -288,6 +292,7 @@ fn an_update_that_cannot_be_written_is_in_force_and_not_acknowledged() {
     let refusal = give(&mut mesh, rig.mesh.update(6, &revoked)).expect_err("a restart would not know of it");
     assert!(refusal.detail.contains("revocations"), "{refusal}");
     assert!(peers(&handle).is_empty());
+    assert!(handle.held().is_none(), "and a new link does not claim it");
 }
 
 #[test]
