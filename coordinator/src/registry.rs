@@ -30,6 +30,7 @@ use crate::clock::WallClock;
 use crate::state::{self, State, StateError, Touched};
 use crate::store::{Commit, CommitId, Outcome, Read, Revision, Store, StoreError, WatchEnd};
 
+pub(crate) use admin_tokens::deletable_admin_token;
 pub use instances::TunnelRequest;
 pub use mesh::read_settings;
 pub(crate) use nodes::admitted_node;

@@ -10,6 +10,7 @@ use super::auth::{FirstRun, mint};
 use super::problem::ApiError;
 use super::request::{Answer, Body, Change, ChangeQuery, Named, Paging, Params};
 use super::{Api, Authorized, CaAdmin, view};
+use crate::registry::deletable_admin_token;
 use crate::state::records::AdminToken;
 
 /// The longest life of an administrator's token.
@@ -71,21 +72,9 @@ pub(super) async fn delete(
     change: Change,
 ) -> Result<Answer<Deleted>, ApiError> {
     administrator.may_change_mesh()?;
-    let state = api.registry().state();
-    if state.admin_tokens.get(&id).is_none() {
-        let refusal = Refusal::new(Reason::NotFound, format!("there is no administrator's token {id}"));
-        return Err(refusal.hint("warren admin token list").into());
-    }
-    let now = api.registry().now();
-    let remains = state.admin_tokens.iter().any(|(other, token)| {
-        *other != id && token.role == Role::CaAdmin && token.expires_at > now && token.namespaces.is_empty()
-    });
-    if !remains {
-        return Err(Refusal::new(Reason::Conflict, "it is the last that can make others; nobody could come in again")
-            .hint("make another first: warren admin token create --role ca-admin NAME")
-            .into());
-    }
-    if !change.dry_run {
+    if change.dry_run {
+        deletable_admin_token(&api.registry().state(), &id, api.registry().now())?;
+    } else {
         api.registry().delete_admin_token(&administrator.caller(&change), &id, change.expected()).await?;
     }
     Ok(Answer::ok(Deleted { id, committed: !change.dry_run }))

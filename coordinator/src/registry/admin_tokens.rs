@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use warren_proto::UnixTime;
+use warren_proto::admin::Role;
 use warren_proto::reason::{Reason, Refusal};
 
 use super::tokens::check_match;
 use super::{Caller, Entry, Plan, Registry, Transaction};
 use crate::state::records::AdminToken;
-use crate::state::{Key, Stored};
+use crate::state::{Key, State, Stored};
 use crate::store::Revision;
 
 /// Most administrator tokens at once.
@@ -65,8 +67,8 @@ impl Registry {
         id: &str,
         if_match: Option<Revision>,
     ) -> Result<(), Refusal> {
-        self.change(caller, |state, _| {
-            let stored = state.admin_tokens.get(&id.to_owned()).ok_or_else(|| gone(id))?;
+        self.change(caller, |state, now| {
+            let stored = deletable_admin_token(state, id, now)?;
             check_match("the token", stored.modified, if_match)?;
             let mut transaction = Transaction::default();
             transaction.delete(&Key::AdminToken(id.to_owned()), stored.modified);
@@ -76,6 +78,27 @@ impl Registry {
         })
         .await
     }
+}
+
+/// The token, when another one remains that can make others. One that is still to be exchanged for its first does not
+/// count: nobody may have it any more.
+pub(crate) fn deletable_admin_token<'s>(
+    state: &'s State,
+    id: &str,
+    now: UnixTime,
+) -> Result<&'s Arc<Stored<AdminToken>>, Refusal> {
+    let stored = state.admin_tokens.get(&id.to_owned()).ok_or_else(|| gone(id))?;
+    let makes_others = |token: &AdminToken| {
+        token.role == Role::CaAdmin && token.expires_at > now && token.namespaces.is_empty() && !token.first_run
+    };
+    if !state.admin_tokens.iter().any(|(other, token)| other != id && makes_others(token)) {
+        return Err(Refusal::new(
+            Reason::Conflict,
+            "no token would remain that can make others; nobody could come in again",
+        )
+        .hint("make another first: warren admin token create --role ca-admin NAME"));
+    }
+    Ok(stored)
 }
 
 fn shown(token: &AdminToken) -> Option<serde_json::Value> {
@@ -95,5 +118,5 @@ fn spent() -> Refusal {
 }
 
 fn gone(id: &str) -> Refusal {
-    Refusal::new(Reason::NotFound, format!("there is no administrator token {id}"))
+    Refusal::new(Reason::NotFound, format!("there is no administrator's token {id}")).hint("warren admin token list")
 }

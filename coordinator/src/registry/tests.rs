@@ -537,10 +537,8 @@ async fn of_two_simultaneous_applies_one_wins_and_its_revision_is_whole() {
     assert_eq!(kept.len(), state.policy.objects.len());
 }
 
-#[tokio::test]
-async fn the_first_run_token_is_exchanged_once() {
-    let mesh = Mesh::new().await;
-    let token = |id: &str, name: &str, first_run| crate::state::records::AdminToken {
+fn admin_token(id: &str, name: &str, first_run: bool) -> crate::state::records::AdminToken {
+    crate::state::records::AdminToken {
         id: id.to_owned(),
         name: name.to_owned(),
         secret_sha256: crate::state::records::Hex32([1; 32]),
@@ -550,14 +548,37 @@ async fn the_first_run_token_is_exchanged_once() {
         expires_at: START.plus(DAY),
         created_by: "test".to_owned(),
         first_run,
-    };
+    }
+}
+
+#[tokio::test]
+async fn the_first_run_token_is_exchanged_once() {
+    let mesh = Mesh::new().await;
     let caller = || Caller::new("test");
     let first = "00000000000000aa";
-    mesh.registry.create_admin_token(&caller(), token(first, "first-run", true), None).await.expect("made");
-    let new = token("00000000000000bb", "admin", false);
+    mesh.registry.create_admin_token(&caller(), admin_token(first, "first-run", true), None).await.expect("made");
+    let new = admin_token("00000000000000bb", "admin", false);
     mesh.registry.create_admin_token(&caller(), new, Some(first)).await.expect("exchanged");
-    let late = token("00000000000000cc", "late", false);
+    let late = admin_token("00000000000000cc", "late", false);
     let refused = mesh.registry.create_admin_token(&caller(), late, Some(first)).await;
     assert_eq!(reason(refused), Reason::NotAuthenticated);
     assert_eq!(mesh.registry.state().admin_tokens.len(), 1);
+}
+
+#[tokio::test]
+async fn of_two_administrators_who_take_back_each_others_token_one_remains() {
+    let mesh = Mesh::new().await;
+    let caller = Caller::coordinator;
+    let (one, two, unclaimed) = ("00000000000000aa", "00000000000000bb", "00000000000000cc");
+    for (id, name, first_run) in [(one, "one", false), (two, "two", false), (unclaimed, "first-run", true)] {
+        mesh.registry.create_admin_token(&caller(), admin_token(id, name, first_run), None).await.expect("made");
+    }
+    let (first, second) = (caller(), caller());
+    let both = tokio::join!(
+        mesh.registry.delete_admin_token(&first, one, None),
+        mesh.registry.delete_admin_token(&second, two, None)
+    );
+    let ((Ok(()), Err(refused)) | (Err(refused), Ok(()))) = both else { panic!("{both:?}") };
+    assert_eq!(refused.reason, Reason::Conflict);
+    assert_eq!(mesh.registry.state().admin_tokens.len(), 2, "the unclaimed one is nobody's");
 }
