@@ -65,6 +65,7 @@ impl Registry {
                 node.certificate = remembered(&issued, key_sha256);
                 let mut transaction = Transaction::default();
                 transaction.replace(&Key::Node(node.id), known.modified, &node)?;
+                keep_key(&mut transaction, state, key_sha256, &node)?;
                 let entry = entry("node.enrol-again", None, &node);
                 return Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } });
             }
@@ -75,8 +76,7 @@ impl Registry {
                 )
                 .hint("make a new one with `warren token create`"));
             }
-            let name = certificate_key(key_sha256);
-            if state.keys.get(&name).is_some() {
+            if state.keys.get(&certificate_key(key_sha256)).is_some() {
                 return Err(key_in_use("the certificate request's key"));
             }
             let issued = self.sign_node(state, &enrolment.key, fresh, now)?;
@@ -94,8 +94,7 @@ impl Registry {
             let used = JoinTokenRecord { used: token.used + 1, ..token.value.clone() };
             transaction.replace(&Key::Token(token.id), token.modified, &used)?;
             transaction.create(&Key::Node(fresh), &node)?;
-            let key = KeyUse { owner: KeyOwner::Node(fresh), until: node.certificate.not_after };
-            transaction.create(&Key::PublicKey(name), &key)?;
+            keep_key(&mut transaction, state, key_sha256, &node)?;
             let entry = entry("node.enrol", None, &node);
             Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } })
         })
@@ -127,13 +126,7 @@ impl Registry {
             node.certificate = remembered(&issued, key_sha256);
             let mut transaction = Transaction::default();
             transaction.replace(&Key::Node(id), known.modified, &node)?;
-            let name = certificate_key(key_sha256);
-            let used = KeyUse { owner: KeyOwner::Node(id), until: node.certificate.not_after };
-            match state.keys.get(&name) {
-                Some(by) if by.owner == used.owner => transaction.replace(&Key::PublicKey(name), by.modified, &used)?,
-                Some(_) => return Err(key_in_use("the certificate request's key")),
-                None => transaction.create(&Key::PublicKey(name), &used)?,
-            }
+            keep_key(&mut transaction, state, key_sha256, &node)?;
             let entry = entry("node.renew", Some(known), &node);
             Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } })
         })
@@ -226,6 +219,17 @@ pub(super) const fn certificate_key(sha256: [u8; 32]) -> KeyName {
 pub(super) fn key_in_use(what: &str) -> Refusal {
     Refusal::new(Reason::KeyInUse, format!("{what} is already bound to another certificate"))
         .hint("make a new key pair for every certificate")
+}
+
+/// Binds the key of a node's newest certificate to the node, for as long as that certificate lasts.
+fn keep_key(transaction: &mut Transaction, state: &State, key_sha256: [u8; 32], node: &Node) -> Result<(), Refusal> {
+    let name = certificate_key(key_sha256);
+    let used = KeyUse { owner: KeyOwner::Node(node.id), until: node.certificate.not_after };
+    match state.keys.get(&name) {
+        Some(by) if by.owner == used.owner => transaction.replace(&Key::PublicKey(name), by.modified, &used),
+        Some(_) => Err(key_in_use("the certificate request's key")),
+        None => transaction.create(&Key::PublicKey(name), &used),
+    }
 }
 
 fn usable_token<'s>(

@@ -582,3 +582,15 @@ async fn of_two_administrators_who_take_back_each_others_token_one_remains() {
     assert_eq!(refused.reason, Reason::Conflict);
     assert_eq!(mesh.registry.state().admin_tokens.len(), 2, "the unclaimed one is nobody's");
 }
+
+#[tokio::test]
+async fn the_key_of_a_node_that_enrols_again_is_remembered_as_long_as_its_new_certificate() {
+    let mesh = Mesh::new().await;
+    let (token, key) = (mesh.token(1, &["shop/web"]).await, KeyPair::generate().expect("key"));
+    mesh.enrol(&token, &key).await.expect("enrolled");
+    mesh.pass(Duration::from_secs(1800));
+    let again = mesh.enrol(&token, &key).await.expect("its answer was lost").node;
+    let state = mesh.registry.state();
+    let used: Vec<_> = state.keys.iter().map(|(_, used)| used.until).collect();
+    assert_eq!(used, [again.certificate.not_after]);
+}
