@@ -594,3 +594,21 @@ async fn the_key_of_a_node_that_enrols_again_is_remembered_as_long_as_its_new_ce
     let used: Vec<_> = state.keys.iter().map(|(_, used)| used.until).collect();
     assert_eq!(used, [again.certificate.not_after]);
 }
+
+#[tokio::test]
+async fn a_request_that_is_repeated_after_it_was_done_is_told_so() {
+    let mesh = Mesh::new().await;
+    let new = || NewJoinToken {
+        lifetime: Duration::from_secs(3600),
+        uses: 1,
+        workloads: vec!["shop/web".parse().expect("name")],
+        note: String::new(),
+    };
+    let caller = Caller::new("admin:one");
+    mesh.registry.create_join_token(&caller, new()).await.expect("made");
+    mesh.pass(Duration::from_secs(5));
+    let refused = mesh.registry.create_join_token(&caller, new()).await.expect_err("not twice");
+    assert_eq!(refused.reason, Reason::Conflict);
+    assert!(refused.detail.contains("made before"), "{refused}");
+    assert_eq!(mesh.registry.state().tokens.len(), 1);
+}

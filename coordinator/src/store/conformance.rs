@@ -107,7 +107,7 @@ async fn a_repeated_id_is_answered_and_not_done_twice(store: &dyn Store) {
     let again = store.commit(once.clone()).await.unwrap();
     assert_eq!(again, Outcome::Committed { revision: first, repeated: true });
     let other = Commit { writes: vec![Write::put(b"repeat/a", b"2")], ..once };
-    assert!(matches!(store.commit(other).await, Err(StoreError::Invalid(_))));
+    assert_eq!(store.commit(other).await, Err(StoreError::Repeated));
     let refused = Commit {
         id: CommitId([8; 16]),
         compares: vec![Compare::absent(b"repeat/a")],

@@ -28,6 +28,9 @@ pub enum StoreError {
     /// The call breaks a limit or a rule; it did nothing.
     #[error("{0}")]
     Invalid(String),
+    /// A commit under the same id was taken before, with other content; this one did nothing.
+    #[error("a change under this Idempotency-Key was made before, and it is not made twice")]
+    Repeated,
     /// The feed no longer reaches back so far: take a snapshot.
     #[error("commits up to revision {0} are no longer in the feed")]
     Compacted(Revision),
@@ -53,6 +56,9 @@ impl From<StoreError> for Refusal {
             }
             StoreError::DiskFull { .. } => (Reason::DiskFull, "free space on the coordinator's state file system"),
             StoreError::Invalid(_) => (Reason::InvalidField, ""),
+            StoreError::Repeated => {
+                (Reason::Conflict, "see what it did: warren audit list; another change needs a key of its own")
+            }
             StoreError::Compacted(_) => (Reason::Internal, ""),
         };
         Self::new(reason, error.to_string()).hint(hint)

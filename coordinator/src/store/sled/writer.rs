@@ -285,7 +285,7 @@ impl Writer {
             if before == content {
                 return Ok(Ok(Outcome::Committed { revision, repeated: true }));
             }
-            return Ok(Err(StoreError::Invalid("the commit's id was used before for another change".to_owned())));
+            return Ok(Err(StoreError::Repeated));
         }
         for compare in &commit.compares {
             let found = match kv.get(&compare.key)? {
