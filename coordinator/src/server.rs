@@ -116,10 +116,13 @@ impl Server {
         // The parts stop on their own signal, so that a failed store stops them as well.
         let stop = watch::Sender::new(false);
         let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
-        let following = {
-            let registry = Arc::clone(&registry);
-            tokio::spawn(async move { registry.follow().await })
-        };
+        // What the parts stand on ends after them: a command under way is answered when the feed brings it back.
+        let mut below: JoinSet<Result<(), Failure>> = JoinSet::new();
+        let feed = Arc::clone(&registry);
+        below.spawn(async move {
+            feed.follow().await;
+            Ok(())
+        });
         let quic = (Arc::clone(&listener), stop.subscribe());
         parts.spawn(async move {
             quic.0.run(quic.1).await;
@@ -142,17 +145,21 @@ impl Server {
             // A path too long for a Unix socket, for example: no reason to leave the nodes alone.
             Err(error) => tracing::warn!(%error, "`warren-coordinator status` will not find this coordinator"),
         }
-        let maintenance = tokio::spawn(maintain(Arc::clone(&registry), listener, Arc::clone(&clock)));
+        let kept = (Arc::clone(&registry), Arc::clone(&clock));
+        below.spawn(async move {
+            maintain(kept.0, listener, kept.1).await;
+            Ok(())
+        });
         ready();
         let mut asked = stopping;
         let ended = tokio::select! {
+            // The feed ends because the store has failed: that is what to say.
+            biased;
             _ = async { asked.wait_for(|stopping| *stopping).await.map(|_| ()) } => Ok(()),
             why = registry.failed() => Err(Failure::new(Exit::Failed, format!("the store has failed: {why}"))
                 .next("start it again: the store recovers what was acknowledged, or says why it cannot")),
-            part = parts.join_next() => match part {
-                Some(Ok(Err(failure))) => Err(failure),
-                _ => Err(Failure::new(Exit::Failed, "a part of the coordinator ended; see its log")),
-            },
+            failure = first_end(&mut parts) => Err(failure),
+            failure = first_end(&mut below) => Err(failure),
         };
         tracing::info!("stopping");
         stop.send_replace(true);
@@ -160,12 +167,20 @@ impl Server {
             tracing::warn!("not every part stopped in time");
         }
         parts.abort_all();
-        maintenance.abort();
-        following.abort();
+        below.abort_all();
         if let Err(error) = clock.persist() {
             tracing::warn!(%error, "the clock's floor could not be written");
         }
         ended
+    }
+}
+
+/// Waits for the first of `parts` to end: none ends by itself, and a hole in the coordinator must not look like a running
+/// one.
+async fn first_end(parts: &mut JoinSet<Result<(), Failure>>) -> Failure {
+    match parts.join_next().await {
+        Some(Ok(Err(failure))) => failure,
+        _ => Failure::new(Exit::Failed, "a part of the coordinator ended; see its log"),
     }
 }
 
@@ -232,5 +247,20 @@ async fn renew(registry: &Registry, listener: &Listener) {
         }
         Ok(Err(error)) => tracing::error!(%error, "the coordinator's own certificates could not be renewed"),
         Err(error) => tracing::error!(%error, "renewing the coordinator's own certificates failed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_or_crashes_ends_the_coordinator() {
+        let mut parts = JoinSet::new();
+        parts.spawn(async { Ok(()) });
+        assert_eq!(first_end(&mut parts).await.exit, Exit::Failed);
+        parts.spawn(async { panic!("a fault") });
+        parts.spawn(std::future::pending());
+        assert_eq!(first_end(&mut parts).await.exit, Exit::Failed);
     }
 }
