@@ -2,7 +2,9 @@
 //! worth a datagram each to the peers that get them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use warren_proto::peer_map::MAX_HINTS;
 use warren_proto::{Overlay, wire};
 
@@ -31,6 +33,40 @@ pub(super) fn endpoints(report: &wire::Report, remote: IpAddr, overlay: &Overlay
     endpoints
 }
 
+/// How often a node's reports are passed on. Each one that changes something wakes every node linked with it.
+const REPORTS: Duration = Duration::from_secs(1);
+
+/// What a node reported last, passed on at a bounded rate: what came in between is forgotten for what came last.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    newest: Option<Vec<SocketAddr>>,
+    not_before: Option<Instant>,
+}
+
+impl Reports {
+    /// The node reports `endpoints`; none is no report.
+    pub(super) fn put(&mut self, endpoints: Vec<SocketAddr>) {
+        if !endpoints.is_empty() {
+            self.newest = Some(endpoints);
+        }
+    }
+
+    /// When a report may be taken, if one waits.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        self.newest.as_ref().map(|_| self.not_before.unwrap_or(now))
+    }
+
+    /// The report that waits, once it is due.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Vec<SocketAddr>> {
+        if self.not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        let newest = self.newest.take()?;
+        self.not_before = Some(now + REPORTS);
+        Some(newest)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +89,26 @@ mod tests {
         assert_eq!(endpoints_of(51820, &reported, "203.0.113.7"), ["192.0.2.9:51820", "203.0.113.7:51820"]);
         assert_eq!(endpoints_of(51820, &[], "::ffff:203.0.113.7"), ["203.0.113.7:51820"]);
         assert_eq!(endpoints_of(1, &["::1"], "::1"), ["[::1]:1"]);
+    }
+
+    #[test]
+    fn reports_that_alternate_are_passed_on_once_a_second_and_the_last_one_is_not_lost() {
+        let at = |port: u16| vec![SocketAddr::from(([192, 0, 2, 9], port))];
+        let (mut reports, start) = (Reports::default(), Instant::now());
+        let mut taken = Vec::new();
+        for milliseconds in 0..=2_000_u16 {
+            let now = start + Duration::from_millis(milliseconds.into());
+            if milliseconds < 1_500 {
+                reports.put(at(1 + milliseconds));
+            }
+            taken.extend(reports.take(now));
+        }
+        assert_eq!(taken, [at(1), at(1_001), at(1_500)]);
+        assert_eq!(reports.due(start), None);
+        reports.put(Vec::new());
+        assert_eq!(reports.due(start), None);
+        reports.put(at(7));
+        assert_eq!(reports.due(start), Some(start + Duration::from_secs(3)));
     }
 
     #[test]

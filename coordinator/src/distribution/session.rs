@@ -28,7 +28,7 @@ use warren_proto::peer_map::{Generation, Heartbeat, Scope};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, READER_VERSION, UnixTime, wire};
 
-use super::endpoints::endpoints;
+use super::endpoints::{Reports, endpoints};
 use super::framing::{Receiver, Sender};
 use super::issuance::{self, Requester};
 use super::limits::Limits;
@@ -215,6 +215,7 @@ struct Session {
     /// The generation that heartbeats confirm: the newest the node has taken; none before that.
     confirmed: Option<Generation>,
     hints: BTreeMap<InstanceId, Vec<SocketAddr>>,
+    reports: Reports,
     /// When marks are acted on, and since when they wait.
     flush_at: Option<(Instant, Instant)>,
 }
@@ -285,6 +286,7 @@ impl Session {
             in_flight: None,
             confirmed,
             hints: BTreeMap::new(),
+            reports: Reports::default(),
             flush_at: None,
         }
     }
@@ -331,6 +333,7 @@ impl Session {
                     self.debounce();
                 }
                 () = until(flush_at) => self.flush().await?,
+                () = until(self.reports.due(Instant::now())) => self.take_report(),
                 () = until(give_up) => {
                     let refusal = Refusal::new(Reason::FrameUnexpected, "the node did not acknowledge its update");
                     go_away(&mut self.send, &refusal, UPGRADE).await;
@@ -470,12 +473,17 @@ impl Session {
         Ok(())
     }
 
-    fn handle_report(&self, report: &wire::Report, remote: IpAddr) {
+    fn handle_report(&mut self, report: &wire::Report, remote: IpAddr) {
+        if let Ok(settings) = self.shared.registry.state().settings() {
+            self.reports.put(endpoints(report, remote, &settings.overlay));
+        }
+    }
+
+    fn take_report(&mut self) {
+        let Some(endpoints) = self.reports.take(Instant::now()) else { return };
         let registry = &self.shared.registry;
         let (state, now) = (registry.state(), registry.now());
-        let Ok(settings) = state.settings() else { return };
-        let endpoints = endpoints(report, remote, &settings.overlay);
-        if !endpoints.is_empty() && self.shared.links.set_endpoints(self.requester.node, endpoints) {
+        if self.shared.links.set_endpoints(self.requester.node, endpoints) {
             let instances = state.workloads_on(self.requester.node);
             let touched = Touched {
                 instances: instances.into_iter().map(|workload| (workload, self.requester.node)).collect(),
