@@ -37,6 +37,12 @@ pub fn enter() -> Result<()> {
     check_tun()
 }
 
+/// Whether this process is root only in a user namespace of its own: some programs notice the difference.
+pub fn is_user_namespace() -> Result<bool> {
+    let map = fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
+    Ok(map.split_whitespace().last() == Some("1"))
+}
+
 /// The one thing an ordinary user may lack: leave to open the TUN device.
 fn check_tun() -> Result<()> {
     match fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {

@@ -5,12 +5,16 @@
 //!   =======================================================  <- an attacker who records, replays and alters
 //! ```
 
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use warren_netns_tests::attacker::{self, Key};
 use warren_netns_tests::host::ANSWER;
+use warren_netns_tests::lab::BRIDGE;
 use warren_netns_tests::mesh::{IN_FORCE, Node};
 use warren_netns_tests::processes::eventually;
 
@@ -26,6 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         claim("strangers::garbage_of_every_kind_gets_silence", garbage),
         claim("strangers::replayed_and_altered_datagrams_deliver_nothing_and_are_counted", replayed),
         claim("strangers::no_plaintext_is_on_the_wire", plaintext),
+        claim("strangers::tcpdump_on_the_wire_finds_no_byte_of_the_exchange", tcpdump),
     ]
 }
 
@@ -119,4 +124,57 @@ fn plaintext() -> Result<()> {
     ensure!(frames > 20, "only {frames} frames were captured: they prove nothing");
     ensure!(capture.frames_with(ANSWER_TEXT) == 0 && capture.frames_with(b"question") == 0, "plaintext on the wire");
     Ok(())
+}
+
+/// A capture smaller than this proves nothing.
+const ENOUGH: u64 = 5_000;
+
+/// The same with the tool that an auditor would use.
+fn tcpdump() -> Result<()> {
+    let Some(program) = find_program("tcpdump")? else { return Ok(()) };
+    if warren_netns_tests::namespace::is_user_namespace()? {
+        // tcpdump changes its user at start, which an ordinary user's namespace forbids; the claim above looks with our own socket.
+        let _ = writeln!(std::io::stderr(), "not for an ordinary user: tcpdump must be able to change its user");
+        return Ok(());
+    }
+    let (mesh, web, bank) = web_and_bank(&[])?;
+    let file = mesh.lab.directory().join("wire.pcap");
+    let log = mesh.lab.directory().join("tcpdump.log");
+    let mut command = Command::new(program);
+    // Unbuffered, whole packets; staying root, whom a user namespace cannot leave. The capture is its standard output, so that
+    // it need not open a file.
+    command.args(["-i", BRIDGE, "-U", "--immediate-mode", "-s", "0", "-Z", "root", "-w", "-"]);
+    command.stdin(Stdio::null()).stdout(std::fs::File::create(&file)?).stderr(std::fs::File::create(&log)?);
+    let mut capture = mesh.lab.wire.spawn(&mut command)?;
+    eventually("tcpdump listens", IN_FORCE, || Ok(std::fs::read_to_string(&log)?.contains("listening on")))
+        .with_context(|| std::fs::read_to_string(&log).unwrap_or_default())?;
+    let talked = wait_until_allowed(&web, &bank);
+    // What was sent last has been written once the file has stopped growing.
+    let mut size = 0;
+    let settled = eventually("the capture settles", IN_FORCE, || {
+        let before = std::mem::replace(&mut size, std::fs::metadata(&file)?.len());
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(size > ENOUGH && size == before)
+    });
+    capture.kill()?;
+    capture.wait()?;
+    talked.and(settled)?;
+    let captured = std::fs::read(&file)?;
+    for secret in [ANSWER_TEXT, b"question"] {
+        let found = captured.windows(secret.len()).any(|window| window == secret);
+        ensure!(!found, "tcpdump found {:?} in clear", String::from_utf8_lossy(secret));
+    }
+    Ok(())
+}
+
+/// A program that not every machine has. Where `WARREN_TEST_ALL` is set, its absence is a failure.
+fn find_program(name: &str) -> Result<Option<PathBuf>> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from);
+    let found = std::env::split_paths(&path).chain(more).map(|place| place.join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        ensure!(std::env::var_os("WARREN_TEST_ALL").is_none(), "{name} not found, and WARREN_TEST_ALL is set");
+        let _ = writeln!(std::io::stderr(), "skipped: {name} not found");
+    }
+    Ok(found)
 }
