@@ -302,6 +302,24 @@ impl Node {
         eventually("the node answers", IN_FORCE, || Ok(self.say(&["status"])?.code == Some(0)))
     }
 
+    /// Starts it where it must refuse what it finds: waits until its log holds `reason`, or it has ended, and stops it
+    /// after `meanwhile`. The log without `reason` is an error.
+    pub fn must_refuse(&mut self, reason: &str, meanwhile: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        self.start_unready()?;
+        let told = eventually(&format!("the log names {reason}"), IN_FORCE, || {
+            let process = self.process()?;
+            Ok(process.log_text().contains(reason) || process.ended()?.is_some())
+        });
+        let checked = meanwhile(self);
+        let mut process = self.process.take().context("the node is not running")?;
+        let log = process.log_text();
+        if process.ended()?.is_none() {
+            process.kill()?;
+        }
+        told.and(checked).with_context(|| log.clone())?;
+        if log.contains(reason) { Ok(()) } else { bail!("the log does not name {reason}:\n{log}") }
+    }
+
     /// SIGTERM; it must end with code 0.
     pub fn stop(&mut self) -> Result<()> {
         stop(self.process.take(), &self.host.name)
