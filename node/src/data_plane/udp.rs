@@ -25,8 +25,9 @@ const SEND_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// Endpoints whose route takes no trains at present; more are forgotten, oldest first, and tried again.
 const MAX_RESTS: usize = 16;
-/// Trains to such an endpoint that go datagram by datagram before one is tried again: a second or so of a busy flow.
-const REST: u32 = 10_000;
+/// Trains to such an endpoint that go datagram by datagram before one is tried again. Short: a refusal may be of the
+/// moment (one start in ten sees one), and on a route that takes none a try is one call among two thousand.
+const REST: u32 = 64;
 
 /// Why there is no socket. Each text ends in the next step.
 #[derive(Debug, thiserror::Error)]
