@@ -6,8 +6,8 @@
 //! issuance: IssueBegin -> Challenge -> IssueRequest -> IssueResponse             a stream each, beside the session
 //! ```
 //!
-//! Knowledge flows one way: the registry publishes a picture, [`dispatch`] marks the nodes it concerns, and the
-//! task of each node's [`session`] projects its scope, compares it with what the node was told, and sends the
+//! Knowledge flows one way: the registry publishes a picture, `dispatch` marks the nodes it concerns, and the
+//! task of each node's `session` projects its scope, compares it with what the node was told, and sends the
 //! difference under a signed manifest. There is no queue per node, only a mark: a slow node costs no more than
 //! its own scope and always gets the newest. What comes back is an acknowledgement.
 

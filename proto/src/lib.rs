@@ -23,7 +23,7 @@ pub mod trust_bundle;
 ///
 /// Raw messages are unchecked input. The modules beside this one turn them into checked values; nothing
 /// else may act on a raw message.
-#[allow(missing_docs, clippy::all, unreachable_pub)]
+#[allow(missing_docs, clippy::all, unreachable_pub, rustdoc::invalid_html_tags)]
 pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/warren.v1.rs"));
 }

@@ -5,7 +5,7 @@
 //! [`evaluate`] (a [`Decision`] that explains itself) or [`table`] (the same decisions for packets, in constant
 //! time). Node and coordinator run the same code, so what is enforced and what is explained cannot differ.
 //!
-//! Beside that way: [`plan`] (who owns what, what an apply changes), [`slice`] (the documents one node needs),
+//! Beside that way: [`plan`] (who owns what, what an apply changes), [`mod@slice`] (the documents one node needs),
 //! [`lint`], [`cases`] (tests and `never` proofs) and [`diff`].
 
 pub mod cases;
