@@ -71,6 +71,17 @@ impl Sidecar {
     /// Opens the file, creating it when absent, and reads the mark if there is a valid one.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Mark>)> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let (mark, next_slot) = Self::newest(&file)?;
+        Ok((Self { file, next_slot }, mark))
+    }
+
+    /// The mark at `path`, if there is a readable and valid one; creates nothing.
+    pub(super) fn read(path: &Path) -> Option<Mark> {
+        Self::newest(&File::open(path).ok()?).ok()?.0
+    }
+
+    /// The newest valid mark, and the slot to write next.
+    fn newest(file: &File) -> io::Result<(Option<Mark>, u64)> {
         let mut bytes = [0; 2 * SLOT];
         let mut filled = 0;
         while let Some(rest) = bytes.get_mut(filled..)
@@ -85,7 +96,7 @@ impl Sidecar {
         let (first, second) = (Mark::decode(first), Mark::decode(second));
         let second_is_newer = second.as_ref().map(Mark::order) > first.as_ref().map(Mark::order);
         let (mark, next_slot) = if second_is_newer { (second, 0) } else { (first, 1) };
-        Ok((Self { file, next_slot: if mark.is_none() { 0 } else { next_slot } }, mark))
+        Ok((mark, if mark.is_none() { 0 } else { next_slot }))
     }
 
     /// Overwrites the older slot and syncs it.

@@ -167,12 +167,12 @@ impl SledStore {
     }
 
     fn start(options: Options, seams: Seams, intent: Intent) -> Result<Self, OpenError> {
-        let exists = options.log_path().exists() && options.mark_path().exists();
+        let exists = options.log_path().exists();
         match intent {
-            Intent::Create if exists => return Err(OpenError::Exists(options.directory)),
-            Intent::Open if !options.log_path().exists() => return Err(OpenError::Missing(options.directory)),
-            Intent::Open if !exists => return Err(OpenError::MarkUnreadable(options.mark_path())),
-            Intent::AcceptLoss if !options.log_path().exists() => return Err(OpenError::Missing(options.directory)),
+            Intent::Create if exists && Sidecar::read(&options.mark_path()).is_some() => {
+                return Err(OpenError::Exists(options.directory));
+            }
+            Intent::Open | Intent::AcceptLoss if !exists => return Err(OpenError::Missing(options.directory)),
             _ => {}
         }
         for directory in [options.directory.clone(), options.engine_directory()] {
@@ -296,10 +296,15 @@ fn open_engine(options: &Options, seams: &Seams, intent: Intent) -> Result<Parts
     let log_file = File::open(options.log_path()).map_err(OpenError::io(options.log_path()))?;
     let (sidecar, mark) = Sidecar::open(&options.mark_path()).map_err(OpenError::io(options.mark_path()))?;
 
-    // A creation that was cut short has left no acknowledged revision: it is made anew.
+    // A creation that was cut short before its first mark has left no acknowledged revision: there is no store yet, and
+    // it is made anew. Anything that was ever acknowledged has left an entry in the log.
+    let unmade = mark.is_none() && kv.is_empty() && log.is_empty();
     let fresh = intent == Intent::Create && mark.is_none();
+    if unmade && intent != Intent::Create {
+        return Err(OpenError::Missing(options.directory.clone()));
+    }
     if fresh {
-        if !kv.is_empty() || !log.is_empty() {
+        if !unmade {
             return Err(OpenError::Exists(options.directory.clone()));
         }
         meta.insert(META_KEY, State::empty(Epoch(1)).encode()).map_err(engine)?;

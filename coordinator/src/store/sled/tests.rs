@@ -276,6 +276,29 @@ async fn a_store_without_its_mark_is_refused() {
     assert!(matches!(SledStore::open(options(directory.path()), Seams::default()), Err(OpenError::MarkUnreadable(_))));
 }
 
+#[tokio::test]
+async fn a_creation_cut_short_at_any_point_is_no_store_yet_and_can_be_made_anew() {
+    // What a kill may leave: the engine's files without a mark, with an empty one, with half of one.
+    let leftovers: [Option<&[u8]>; 3] = [None, Some(&[]), Some(b"wrnmark1")];
+    for mark in leftovers {
+        let directory = tempfile::tempdir().unwrap();
+        drop(SledStore::create(options(directory.path()), Seams::default()).unwrap());
+        std::fs::remove_file(directory.path().join("store.mark")).unwrap();
+        if let Some(bytes) = mark {
+            std::fs::write(directory.path().join("store.mark"), bytes).unwrap();
+        }
+        let open = SledStore::open(options(directory.path()), Seams::default());
+        assert!(matches!(open, Err(OpenError::Missing(_))), "{mark:?}: {open:?}");
+        let recover = SledStore::recover(options(directory.path()), Seams::default());
+        assert!(matches!(recover, Err(OpenError::Missing(_))), "{mark:?}: {recover:?}");
+        let store = SledStore::create(options(directory.path()), Seams::default()).unwrap();
+        store.commit(put(1)).await.unwrap();
+        drop(store);
+        let open = SledStore::open(options(directory.path()), Seams::default()).unwrap();
+        assert_eq!(open.health().revision, Revision(1));
+    }
+}
+
 /// The engine alone would open cleanly at an older state for many of these.
 #[tokio::test]
 async fn a_flipped_bit_is_refused_or_harmless_and_never_an_older_state() {
