@@ -9,12 +9,14 @@
 //!                     the daemon: [`DataPlane`]
 //! ```
 //!
-//! The device modules `tun` and `udp` are the only home of `unsafe` in the project.
+//! The device modules `tun` and `udp`, and `syscalls` beneath them, are the only home of `unsafe` in the project.
 
 mod engine_loop;
 pub mod io;
+mod io_errors;
 mod mailbox;
 pub mod offload;
+mod syscalls;
 pub mod tun;
 pub mod udp;
 mod worker_loop;

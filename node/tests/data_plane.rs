@@ -370,9 +370,15 @@ impl InnerIo for Queue {
         Ok(Received { header: VirtioNetHeader::default(), length: self.socket.recv(buffer)? })
     }
 
-    fn deliver(&mut self, delivery: &Delivery<'_>) -> io::Result<()> {
-        failing(&self.deliver_errno)?;
-        delivery.packets().try_for_each(|packet| self.socket.send(packet.packet()).map(|_| ()))
+    fn deliver(&mut self, delivery: &Delivery<'_>, refused: &mut dyn FnMut()) -> io::Result<()> {
+        for packet in delivery.packets() {
+            match failing(&self.deliver_errno) {
+                Ok(()) => self.socket.send(packet.packet()).map(|_| ())?,
+                Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Err(error),
+                Err(_) => refused(),
+            }
+        }
+        Ok(())
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

@@ -83,6 +83,7 @@ reasons! {
         CounterExhausted = "counter-exhausted", "The packet's counter is beyond what a session may carry.";
         SessionExpired = "session-expired", "The session is past its time or message limit.";
         ProtectionMismatch = "protection-mismatch", "An application packet came through a tunnel that may carry control messages only.";
+        ReceiveFailed = "receive-failed", "A device reported an error instead of a packet.";
         HandoverFull = "handover-full", "The queue to the worker that owns the session is full.";
     }
     Ingress {

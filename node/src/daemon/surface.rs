@@ -90,7 +90,7 @@ impl Surface {
                 port: self.tunnel.port,
                 mtu: self.tunnel.mtu,
                 workers: self.tunnel.workers,
-                notes: self.tunnel.notes.clone(),
+                notes: [self.tunnel.notes.clone(), self.tunnel.offloads.errors().lines()].concat(),
                 offloads: offloads(&self.tunnel.offloads),
             },
             peers: view.as_ref().map(|view| peers(view, &tunnel.peers)).unwrap_or_default(),

@@ -23,10 +23,11 @@ pub trait InnerIo: Send {
     /// that nobody asked for, and is lost.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received>;
 
-    /// Writes the packets of one delivery, at once or one by one.
-    fn deliver(&mut self, delivery: &Delivery<'_>) -> io::Result<()>;
+    /// Writes the packets of one delivery, at once or one by one, and calls `refused` for each that the device did not
+    /// take. An error says that the device is gone.
+    fn deliver(&mut self, delivery: &Delivery<'_>, refused: &mut dyn FnMut()) -> io::Result<()>;
 
-    /// What it takes merged at present.
+    /// What it takes merged in the next batch; asked once a batch.
     fn merge(&self) -> Merge {
         Merge::default()
     }
@@ -46,6 +47,12 @@ pub trait OuterIo: Send {
         trains: &mut dyn Iterator<Item = Transmit<'a>>,
         refused: &mut dyn FnMut(SocketAddr, SendRefusal),
     );
+
+    /// An endpoint whose path turned out to be narrower than what was sent there, and the UDP payload that it takes. Ask
+    /// after a send, until there is none.
+    fn poll_path_mtu(&mut self) -> Option<(SocketAddr, usize)> {
+        None
+    }
 
     /// Whether one receive may give a whole train, which takes slots of 64 KiB.
     fn coalesces(&self) -> bool {

@@ -1,9 +1,12 @@
 //! Which offloads the devices use: what configuration allows, what the kernel has, and what was given up at run time
 //! and why. `warren status` shows it.
 
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use rustix::io::Errno;
+
+use super::io_errors::{IoErrors, describe};
 
 /// One offload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,23 +54,40 @@ impl Switches {
     pub const OFF: Self = Self { tso: false, uso: false, gso: false, gro: false };
 }
 
-/// The state of all four, shared by the devices and whoever reports it.
+/// The state of all four and what the devices' calls were refused, shared by the devices and whoever reports it.
 #[derive(Debug)]
 pub struct Offloads {
     cells: [Cell; 4],
+    errors: IoErrors,
 }
 
 #[derive(Debug)]
 struct Cell {
-    /// [`ON`], [`CONFIGURED_OFF`], [`KERNEL_FAULT`], or an error number, negative where it came at run time.
+    /// [`ON`], [`CONFIGURED_OFF`], [`KERNEL_FAULT`], or the error that says that the kernel does not have it.
     state: AtomicI32,
     /// Super-packets or trains that the kernel refused and that went packet by packet.
     apart: AtomicU64,
+    /// The newest error among those refusals.
+    errno: AtomicI32,
+    /// Refusals since the last one that the kernel took.
+    in_a_row: AtomicU32,
+    /// Batches for which it is not tried.
+    rest: AtomicU32,
+    /// What the next rest lasts.
+    next_rest: AtomicU32,
 }
 
 const ON: i32 = 0;
 const CONFIGURED_OFF: i32 = i32::MAX;
 const KERNEL_FAULT: i32 = i32::MAX - 1;
+
+/// Refusals in a row that are no accident: one packet that the kernel does not like is written again singly, and says
+/// nothing of the next.
+const PERSISTENT: u32 = 8;
+/// Batches that go packet by packet after that, before one is tried again: the cost of a try is one call in a thousand.
+const FIRST_REST: u32 = 1 << 10;
+/// Each rest is twice as long as the one before, up to this.
+const LONGEST_REST: u32 = 1 << 20;
 
 /// One offload for `warren status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,23 +105,50 @@ impl Offloads {
     #[must_use]
     pub fn new(switches: Switches) -> Arc<Self> {
         let Switches { tso, uso, gso, gro } = switches;
-        let cell = |on| Cell { state: AtomicI32::new(if on { ON } else { CONFIGURED_OFF }), apart: AtomicU64::new(0) };
-        Arc::new(Self { cells: [tso, uso, gso, gro].map(cell) })
+        let cell = |on| Cell {
+            state: AtomicI32::new(if on { ON } else { CONFIGURED_OFF }),
+            apart: AtomicU64::new(0),
+            errno: AtomicI32::new(0),
+            in_a_row: AtomicU32::new(0),
+            rest: AtomicU32::new(0),
+            next_rest: AtomicU32::new(FIRST_REST),
+        };
+        Arc::new(Self { cells: [tso, uso, gso, gro].map(cell), errors: IoErrors::default() })
+    }
+
+    /// What the devices' calls were refused.
+    #[must_use]
+    pub const fn errors(&self) -> &IoErrors {
+        &self.errors
     }
 
     const fn cell(&self, offload: Offload) -> &Cell {
         &self.cells[offload as usize]
     }
 
-    /// Whether it is in use.
+    /// Whether configuration and kernel have it.
     #[must_use]
     pub fn is_on(&self, offload: Offload) -> bool {
         self.cell(offload).state.load(Ordering::Relaxed) == ON
     }
 
+    /// Whether the next batch may use it. Asking counts: a rest is so many questions long.
+    pub(super) fn may_use(&self, offload: Offload) -> bool {
+        if !self.is_on(offload) {
+            return false;
+        }
+        let rest = &self.cell(offload).rest;
+        if rest.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        // Workers share the rest; that one of them begins a question early or late changes nothing.
+        let _ = rest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        false
+    }
+
     /// The kernel does not have it, as this error says.
-    pub(super) fn unsupported(&self, offload: Offload, errno: i32) {
-        self.turn_off(offload, errno.max(1));
+    pub(super) fn unsupported(&self, offload: Offload, errno: Errno) {
+        self.turn_off(offload, errno.raw_os_error().max(1));
     }
 
     /// This kernel's version is known to damage packets with it.
@@ -109,14 +156,34 @@ impl Offloads {
         self.turn_off(offload, KERNEL_FAULT);
     }
 
-    /// The kernel refused it at run time, for good.
-    pub(super) fn give_up(&self, offload: Offload, errno: i32) {
-        self.turn_off(offload, -errno.max(1));
+    /// The kernel refused it for one batch, which went packet by packet. One refusal may be of the packet or of the
+    /// moment; only when it persists does the offload rest for a while.
+    pub(super) fn refused(&self, offload: Offload, errno: Errno) {
+        self.count_apart(offload, errno);
+        let cell = self.cell(offload);
+        if cell.in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= PERSISTENT {
+            // The first refusal after the rest begins the next one.
+            cell.in_a_row.store(PERSISTENT - 1, Ordering::Relaxed);
+            let length = cell.next_rest.load(Ordering::Relaxed);
+            cell.rest.store(length, Ordering::Relaxed);
+            cell.next_rest.store((length * 2).min(LONGEST_REST), Ordering::Relaxed);
+        }
     }
 
-    /// The kernel refused it once; the packets went one by one.
-    pub(super) fn count_apart(&self, offload: Offload) {
-        self.cell(offload).apart.fetch_add(1, Ordering::Relaxed);
+    /// The kernel took a batch.
+    pub(super) fn taken(&self, offload: Offload) {
+        let cell = self.cell(offload);
+        if cell.in_a_row.load(Ordering::Relaxed) != 0 {
+            cell.in_a_row.store(0, Ordering::Relaxed);
+            cell.next_rest.store(FIRST_REST, Ordering::Relaxed);
+        }
+    }
+
+    /// The kernel refused it for one batch, for a reason that concerns where the batch went.
+    pub(super) fn count_apart(&self, offload: Offload, errno: Errno) {
+        let cell = self.cell(offload);
+        cell.apart.fetch_add(1, Ordering::Relaxed);
+        cell.errno.store(errno.raw_os_error(), Ordering::Relaxed);
     }
 
     /// The first reason stays.
@@ -133,27 +200,23 @@ impl Offloads {
     fn state(&self, offload: Offload) -> OffloadState {
         let cell = self.cell(offload);
         let (state, apart) = (cell.state.load(Ordering::Relaxed), cell.apart.load(Ordering::Relaxed));
+        let rests = state == ON && cell.rest.load(Ordering::Relaxed) > 0;
         let name = offload.name();
+        let text = |errno| describe(Errno::from_raw_os_error(errno));
         let mut detail = match state {
+            ON if rests => "off for a while: the kernel refuses it again and again; it is tried again".to_owned(),
             ON => String::new(),
             CONFIGURED_OFF => format!("off by tunnel.offload.{name}"),
             KERNEL_FAULT => "off: this kernel's version damages packets with it; update the kernel".to_owned(),
-            errno if errno > 0 => format!("the kernel does not offer it: {}", Errno(errno)),
-            errno => format!("given up at run time: {}; restart the node to try again", Errno(-errno)),
+            errno => format!("the kernel does not offer it: {}", text(errno)),
         };
         if apart > 0 {
             let joint = if detail.is_empty() { "" } else { "; " };
-            detail.push_str(&format!("{joint}refused for {apart} batches, which went packet by packet"));
+            let batches = if apart == 1 { "one batch".to_owned() } else { format!("{apart} batches") };
+            let last = text(cell.errno.load(Ordering::Relaxed));
+            detail.push_str(&format!("{joint}refused for {batches}, which went packet by packet (last: {last})"));
         }
-        OffloadState { name, on: state == ON, detail }
-    }
-}
-
-struct Errno(i32);
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        std::io::Error::from_raw_os_error(self.0).fmt(f)
+        OffloadState { name, on: state == ON && !rests, detail }
     }
 }
 
@@ -173,16 +236,43 @@ mod tests {
     #[test]
     fn the_first_reason_for_an_offload_to_be_off_is_the_one_that_is_told() {
         let offloads = Offloads::new(Switches { gro: false, ..Switches::ON });
-        offloads.unsupported(Offload::Uso, libc::EINVAL);
-        offloads.give_up(Offload::Uso, libc::EIO);
+        offloads.unsupported(Offload::Uso, Errno::INVAL);
+        offloads.unsupported(Offload::Uso, Errno::IO);
         offloads.faulty(Offload::Gso);
-        offloads.count_apart(Offload::Tso);
+        offloads.count_apart(Offload::Tso, Errno::INVAL);
         let states = offloads.states();
         let on: Vec<bool> = states.iter().map(|state| state.on).collect();
         assert_eq!(on, [true, false, false, false]);
-        assert_eq!(states[0].detail, "refused for 1 batches, which went packet by packet");
+        let refused = "refused for one batch, which went packet by packet (last: Invalid argument";
+        assert!(states[0].detail.starts_with(refused), "{}", states[0].detail);
         assert!(states[1].detail.starts_with("the kernel does not offer it: Invalid argument"), "{}", states[1].detail);
         assert!(states[2].detail.contains("update the kernel"));
         assert_eq!(states[3].detail, "off by tunnel.offload.gro");
+    }
+
+    #[test]
+    fn only_refusals_in_a_row_turn_an_offload_off_and_it_is_tried_again_ever_more_seldom() {
+        let offloads = Offloads::new(Switches::ON);
+        let tso = || offloads.states().swap_remove(0);
+        for _ in 0..10 {
+            (1..PERSISTENT).for_each(|_| offloads.refused(Offload::Tso, Errno::INVAL));
+            assert!(tso().on && offloads.may_use(Offload::Tso));
+            offloads.taken(Offload::Tso);
+        }
+        (0..PERSISTENT).for_each(|_| offloads.refused(Offload::Tso, Errno::INVAL));
+        assert!(!tso().on && tso().detail.contains("it is tried again"), "{:?}", tso());
+        assert!(offloads.may_use(Offload::Uso), "the others are not concerned");
+        let rest = || (0..LONGEST_REST * 2).take_while(|_| !offloads.may_use(Offload::Tso)).count();
+        assert_eq!(rest(), FIRST_REST as usize);
+        assert!(tso().on);
+        for length in [2, 4, 8] {
+            offloads.refused(Offload::Tso, Errno::INVAL);
+            assert_eq!(rest(), length * FIRST_REST as usize);
+        }
+        offloads.taken(Offload::Tso);
+        (1..PERSISTENT).for_each(|_| offloads.refused(Offload::Tso, Errno::INVAL));
+        assert!(tso().on, "what was refused long ago does not count");
+        offloads.refused(Offload::Tso, Errno::INVAL);
+        assert_eq!(rest(), FIRST_REST as usize);
     }
 }

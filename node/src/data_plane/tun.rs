@@ -3,17 +3,19 @@
 //! flow was written, so that its answers come back to the same worker.
 #![allow(unsafe_code)]
 
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use warren_engine::output::Delivery;
 use warren_engine::segment::{MAX_PREFIX, MAX_SEGMENTS, Merge, Offload as Kind, VirtioNetHeader};
 
 use super::io::{InnerIo, Received};
+use super::io_errors::Call;
 use super::offload::{Offload, Offloads};
+use super::syscalls::{Kernel, Syscalls};
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 /// `IFNAMSIZ` without the terminating zero.
@@ -52,13 +54,17 @@ pub enum TunError {
     },
 }
 
+/// How often a write that the kernel had no memory for, or that a signal broke off, is tried.
+const TRIES: u32 = 3;
+
 /// One queue of a TUN device. The device goes when its last queue is dropped.
 #[derive(Debug)]
-pub struct TunQueue {
-    file: File,
+pub struct TunQueue<S: Syscalls = Kernel> {
+    fd: OwnedFd,
     /// Every packet has a [`VirtioNetHeader`] in front.
     described: bool,
     offloads: Arc<Offloads>,
+    kernel: S,
 }
 
 /// A TUN device.
@@ -88,9 +94,11 @@ pub fn open(name: &str, queues: usize, offloads: &Arc<Offloads>) -> Result<Tun, 
     if described {
         flags |= libc::IFF_VNET_HDR;
     }
-    let queue = |file| TunQueue { file, described, offloads: Arc::clone(offloads) };
+    let queue = |fd| TunQueue { fd, described, offloads: Arc::clone(offloads), kernel: Kernel };
     let first = attach(name, flags | libc::IFF_TUN_EXCL)?;
-    request_offloads(&first, offloads);
+    if described {
+        request_offloads(first.as_fd(), offloads, &Kernel);
+    }
     let mut all = vec![queue(first)];
     for _ in 1..queues {
         all.push(queue(attach(name, flags)?));
@@ -109,15 +117,10 @@ pub fn open(name: &str, queues: usize, offloads: &Arc<Offloads>) -> Result<Tun, 
 }
 
 /// Tells the kernel which super-packets it may hand over. The set belongs to the device, whichever queue asks.
-fn request_offloads(queue: &File, offloads: &Offloads) {
+fn request_offloads(queue: BorrowedFd<'_>, offloads: &Offloads, kernel: &impl Syscalls) {
     /// `TUN_F_USO4` and `TUN_F_USO6`; one without the other is refused.
     const USO: libc::c_uint = 0x20 | 0x40;
-    let ask = |features: libc::c_uint| {
-        // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        let outcome =
-            unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(features)) };
-        if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)) }
-    };
+    let ask = |features| kernel.set_tun_offload(queue, features);
     let mut features = libc::TUN_F_CSUM;
     if offloads.is_on(Offload::Tso) {
         match ask(features | libc::TUN_F_TSO4 | libc::TUN_F_TSO6) {
@@ -132,7 +135,7 @@ fn request_offloads(queue: &File, offloads: &Offloads) {
     }
 }
 
-fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
+fn attach(name: &str, flags: libc::c_int) -> Result<OwnedFd, TunError> {
     let fd = rustix::fs::open(CLONE_DEVICE, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(
         |errno| match errno {
             rustix::io::Errno::NOENT | rustix::io::Errno::NODEV | rustix::io::Errno::NXIO => TunError::NoTun,
@@ -151,7 +154,7 @@ fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
     // because it is at most 15 of 16 bytes long.
     let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     if outcome == 0 {
-        return Ok(File::from(fd));
+        return Ok(fd);
     }
     let error = io::Error::last_os_error();
     Err(match error.raw_os_error() {
@@ -162,57 +165,30 @@ fn attach(name: &str, flags: libc::c_int) -> Result<File, TunError> {
     })
 }
 
-impl InnerIo for TunQueue {
+impl<S: Syscalls> InnerIo for TunQueue<S> {
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
-        if !self.described {
-            let length = self.file.read(buffer)?;
+        let mut header = [0; VirtioNetHeader::LENGTH];
+        let prefix = if self.described { &mut header[..] } else { &mut [] };
+        let ahead = prefix.len();
+        let read = self.kernel.readv(self.fd.as_fd(), &mut [IoSliceMut::new(prefix), IoSliceMut::new(buffer)]);
+        let length = read.inspect_err(|errno| {
+            if !matches!(*errno, Errno::AGAIN | Errno::INTR) {
+                self.offloads.errors().count(Call::TunRead, *errno, 1);
+            }
+        })?;
+        let length = length.checked_sub(ahead).ok_or(io::ErrorKind::InvalidData)?;
+        if ahead == 0 {
             return Ok(Received { header: VirtioNetHeader::default(), length });
         }
-        let mut header = [0; VirtioNetHeader::LENGTH];
-        let length = self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
-        let length = length.checked_sub(header.len()).ok_or(io::ErrorKind::InvalidData)?;
         let header = VirtioNetHeader::decode(&header).map_err(|_| io::ErrorKind::InvalidData)?;
         Ok(Received { header, length })
     }
 
-    fn deliver(&mut self, delivery: &Delivery<'_>) -> io::Result<()> {
-        if self.described {
-            match self.write_merged(delivery) {
-                // Some kernels refuse what they offer, and some refuse short last segments (6.6.44, 6.10.3).
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => match delivery.offload() {
-                    Some(kind) => {
-                        let offload = if kind == Kind::Udp { Offload::Uso } else { Offload::Tso };
-                        self.offloads.count_apart(offload);
-                        self.offloads.give_up(offload, libc::EINVAL);
-                    }
-                    None => return Err(error),
-                },
-                outcome => return outcome,
-            }
-        }
-        // A TUN takes a packet whole or not at all.
-        let plain = VirtioNetHeader::default().encode();
-        let header = if self.described { &plain[..] } else { &[] };
-        let mut outcome = Ok(());
-        for packet in delivery.packets() {
-            let parts = [IoSlice::new(header), IoSlice::new(packet.packet())];
-            outcome = self.file.write_vectored(&parts).map(|_| ()).and(outcome);
-        }
-        outcome
-    }
-
-    fn merge(&self) -> Merge {
-        let is_on = |offload| self.described && self.offloads.is_on(offload);
-        Merge { tcp: is_on(Offload::Tso), udp: is_on(Offload::Uso) }
-    }
-
-    fn descriptor(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-impl TunQueue {
-    fn write_merged(&mut self, delivery: &Delivery<'_>) -> io::Result<()> {
+    fn deliver(&mut self, delivery: &Delivery<'_>, refused: &mut dyn FnMut()) -> io::Result<()> {
+        let packets = delivery.packets().map(|packet| packet.packet());
+        let Some(kind) = delivery.offload().filter(|_| self.described) else {
+            return self.write_singly(packets, refused);
+        };
         let mut prefix = [0; MAX_PREFIX];
         let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
         parts[0] = IoSlice::new(delivery.prefix(&mut prefix));
@@ -221,6 +197,84 @@ impl TunQueue {
             *part = IoSlice::new(payload);
             count += 1;
         }
-        self.file.write_vectored(&parts[..count]).map(|_| ())
+        self.write_merged(kind, &parts[..count], packets, refused)
+    }
+
+    fn merge(&self) -> Merge {
+        let may_use = |offload| self.described && self.offloads.may_use(offload);
+        Merge { tcp: may_use(Offload::Tso), udp: may_use(Offload::Uso) }
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
+
+impl<S: Syscalls> TunQueue<S> {
+    /// Writes the super-packet in `parts`, or where the kernel does not take it the `packets` that it was merged from.
+    fn write_merged<'p>(
+        &self,
+        kind: Kind,
+        parts: &[IoSlice<'_>],
+        packets: impl Iterator<Item = &'p [u8]>,
+        refused: &mut dyn FnMut(),
+    ) -> io::Result<()> {
+        let offload = if kind == Kind::Udp { Offload::Uso } else { Offload::Tso };
+        match self.write(parts) {
+            Ok(()) => {
+                self.offloads.taken(offload);
+                Ok(())
+            }
+            Err(errno) if is_gone(errno) => Err(self.lost(errno)),
+            // EINVAL: some kernels refuse what they offer, and some refuse short last segments (6.6.44, 6.10.3).
+            // Whatever it was, each packet has a chance of its own.
+            Err(errno) => {
+                self.offloads.refused(offload, errno);
+                self.write_singly(packets, refused)
+            }
+        }
+    }
+
+    fn write_singly<'p>(&self, packets: impl Iterator<Item = &'p [u8]>, refused: &mut dyn FnMut()) -> io::Result<()> {
+        let plain = VirtioNetHeader::default().encode();
+        let header = if self.described { &plain[..] } else { &[] };
+        for packet in packets {
+            match self.write(&[IoSlice::new(header), IoSlice::new(packet)]) {
+                Ok(()) => {}
+                Err(errno) if is_gone(errno) => return Err(self.lost(errno)),
+                // The device is down, or the host's stack does not take the packet.
+                Err(errno) => {
+                    self.offloads.errors().count(Call::TunWrite, errno, 1);
+                    refused();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A TUN takes a packet whole or not at all; a part of one is as lost as the whole.
+    fn write(&self, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
+        let mut tries = 1;
+        loop {
+            match self.kernel.writev(self.fd.as_fd(), parts) {
+                Ok(taken) if taken == parts.iter().map(|part| part.len()).sum::<usize>() => return Ok(()),
+                Ok(_) => return Err(Errno::IO),
+                Err(Errno::INTR | Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) if tries < TRIES => tries += 1,
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn lost(&self, errno: Errno) -> io::Error {
+        self.offloads.errors().count(Call::TunWrite, errno, 1);
+        errno.into()
+    }
+}
+
+/// Whether the TUN device was removed under us.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::BADFD | Errno::BADF | Errno::NODEV)
+}
+
+#[cfg(test)]
+mod tests;

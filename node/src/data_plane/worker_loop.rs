@@ -35,7 +35,7 @@ const TURN_BYTES: usize = 4 * LARGEST_PACKET;
 const TRAINS: usize = 8;
 /// How often flow records are collected; also the longest wait.
 const RECORDS_INTERVAL: Duration = Duration::from_secs(1);
-/// Errors in a row, without one success, after which a socket counts as lost.
+/// Errors in a row, without one success, after which a device counts as lost.
 const ERRORS_IN_A_ROW: u32 = 1_000;
 
 /// What others hand to a worker.
@@ -88,6 +88,7 @@ pub(super) struct WorkerLoop {
     received: ReceiveBatch,
     packet: Box<[u8]>,
     mail: VecDeque<ToWorker>,
+    inner_errors: u32,
     outer_errors: u32,
     records_due: Duration,
 }
@@ -135,6 +136,7 @@ impl WorkerLoop {
             received: ReceiveBatch::new(slots, slot),
             packet: vec![0; LARGEST_PACKET].into_boxed_slice(),
             mail: VecDeque::new(),
+            inner_errors: 0,
             outer_errors: 0,
             records_due: Duration::ZERO,
         }
@@ -210,6 +212,7 @@ impl WorkerLoop {
     fn take_datagrams(&mut self, now: Now) -> Result<(), Lost> {
         if let Err(error) = self.ports.outer.receive(&mut self.received) {
             // Most errors tell of an earlier datagram's fate and are over once read.
+            self.ports.counters.drop_one(Reason::ReceiveFailed);
             self.outer_errors += 1;
             let gone = matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK));
             if gone || self.outer_errors > ERRORS_IN_A_ROW {
@@ -233,14 +236,24 @@ impl WorkerLoop {
         for _ in 0..TURN {
             self.ports.make_room(&mut self.outbox)?;
             let Received { header, length } = match self.ports.inner.receive(&mut self.packet) {
-                Ok(received) => received,
+                Ok(received) => {
+                    self.inner_errors = 0;
+                    received
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.ports.counters.drop_one(Reason::Malformed);
                     continue;
                 }
-                Err(error) => return Err(Lost { what: "TUN device", error }),
+                Err(error) => {
+                    self.ports.counters.drop_one(Reason::ReceiveFailed);
+                    self.inner_errors += 1;
+                    if is_gone(&error) || self.inner_errors > ERRORS_IN_A_ROW {
+                        return Err(Lost { what: "TUN device", error });
+                    }
+                    break;
+                }
             };
             let packet = self.packet.get_mut(..length).unwrap_or_default();
             match Split::new(header, packet) {
@@ -280,16 +293,13 @@ impl Ports {
     /// Writes everything that the outbox holds.
     fn flush(&mut self, outbox: &mut Outbox) -> Result<(), Lost> {
         let Self { inner, merger, outer, wiring, counters } = self;
-        if merger.merge() != inner.merge() {
-            merger.set_merge(inner.merge());
+        let merge = inner.merge();
+        if merger.merge() != merge {
+            merger.set_merge(merge);
         }
         for delivery in outbox.merged(merger) {
-            match inner.deliver(&delivery) {
-                Ok(()) => {}
-                Err(error) if is_gone(&error) => return Err(Lost { what: "TUN device", error }),
-                // Down, out of memory, or a packet that the host's stack does not take.
-                Err(_) => (0..delivery.count()).for_each(|_| counters.drop_one(Reason::DeliverFailed)),
-            }
+            let delivered = inner.deliver(&delivery, &mut || counters.drop_one(Reason::DeliverFailed));
+            delivered.map_err(|error| Lost { what: "TUN device", error })?;
         }
         outer.send(&mut outbox.transmits(), &mut |_, why| counters.drop_one(reason(why)));
         for handover in outbox.handovers() {
@@ -316,7 +326,7 @@ impl Ports {
     }
 }
 
-/// Whether the TUN device was removed under us.
+/// Whether an error says that the TUN device was removed under us.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV))
 }

@@ -1,8 +1,11 @@
 use std::net::UdpSocket as Plain;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+
 use super::*;
 use crate::data_plane::offload::Switches;
+use crate::data_plane::syscalls::script::{End, On, Script, Times};
 
 fn all() -> Arc<Offloads> {
     Offloads::new(Switches::ON)
@@ -17,7 +20,7 @@ fn loopback(port: u16) -> SocketAddr {
 }
 
 /// Waits until the socket has something, then takes all of it.
-fn take(socket: &mut UdpSocket) -> Vec<(SocketAddr, Vec<u8>)> {
+fn take<S: Syscalls>(socket: &mut UdpSocket<S>) -> Vec<(SocketAddr, Vec<u8>)> {
     let mut batch = ReceiveBatch::new(8, 2048);
     let mut descriptors = [PollFd::new(&socket.fd, PollFlags::IN)];
     let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
@@ -159,7 +162,8 @@ fn a_train_that_the_kernel_refuses_goes_datagram_by_datagram_and_is_told() {
     assert_eq!((received.len(), refusals), (420, vec![]));
     let gso = offloads.states().into_iter().find(|state| state.name == "gso").expect("gso");
     assert!(gso.on, "other routes are not concerned");
-    assert_eq!(gso.detail, "refused for 2 batches, which went packet by packet");
+    let refused = "refused for 2 batches, which went packet by packet (last: Invalid argument (os error 22))";
+    assert_eq!(gso.detail, refused);
 }
 
 #[test]
@@ -167,14 +171,181 @@ fn an_endpoint_whose_route_refused_a_train_is_tried_again_later() {
     let bound = bind(0, 1, &all()).expect("bind");
     let [mut socket] = <[UdpSocket; 1]>::try_from(bound.sockets).expect("one");
     let (first, other) = (loopback(1), loopback(2));
-    socket.rest(first);
+    socket.rest(first, Errno::IO);
     assert!(socket.takes_train(other));
     let refused = (0..REST).take_while(|_| !socket.takes_train(first)).count();
     assert_eq!(refused, REST as usize);
     assert!(socket.takes_train(first));
     // Many such endpoints: the oldest is forgotten, and no more memory taken.
     for port in 1..100 {
-        socket.rest(loopback(port));
+        socket.rest(loopback(port), Errno::IO);
     }
     assert_eq!(socket.rests.len(), MAX_RESTS);
+}
+
+/// How a send ends, scripted, of a train of three datagrams and of a single one after it.
+struct Sent {
+    datagrams: usize,
+    refusals: Vec<SendRefusal>,
+    calls: u32,
+    lines: Vec<String>,
+    gso: String,
+}
+
+fn send_by(script: &Script, path_mtu: usize) -> (Sent, Vec<(SocketAddr, usize)>) {
+    script.set_path_mtu(path_mtu);
+    let offloads = all();
+    let mut one = bind_with(0, 1, &offloads, script).expect("bind");
+    let receiver = Plain::bind(loopback(0)).expect("receiver");
+    receiver.set_nonblocking(true).expect("non-blocking");
+    let (to, mut refusals) = (receiver.local_addr().expect("address"), Vec::new());
+    let (long, short) = (vec![7; 1000 + 1000 + 500], vec![8; 100]);
+    let trains = [train(to, &long, 1000), train(to, &short, 100)];
+    one.sockets[0].send(&mut trains.into_iter(), &mut |_, why| refusals.push(why));
+    let narrow = std::iter::from_fn(|| one.sockets[0].poll_path_mtu()).collect();
+    let mut buffer = [0; 2000];
+    let datagrams = std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count();
+    let (calls, lines) = (script.calls(On::Sendmmsg), offloads.errors().lines());
+    let gso = offloads.states().into_iter().find(|state| state.name == "gso").expect("gso").detail;
+    (Sent { datagrams, refusals, calls, lines, gso }, narrow)
+}
+
+const SEND_ERRORS: [Errno; 13] = [
+    Errno::AGAIN,
+    Errno::INTR,
+    Errno::NOBUFS,
+    Errno::NOMEM,
+    Errno::MSGSIZE,
+    Errno::INVAL,
+    Errno::IO,
+    Errno::PERM,
+    Errno::NETUNREACH,
+    Errno::HOSTUNREACH,
+    Errno::CONNREFUSED,
+    Errno::NETDOWN,
+    Errno::ADDRNOTAVAIL,
+];
+
+#[test]
+fn whatever_a_send_ends_in_once_each_datagram_leaves_or_is_told() {
+    for errno in SEND_ERRORS {
+        let script = Script::default();
+        script.let_end(On::Sendmmsg, End::Fails(errno), Times::Next(1));
+        let (sent, narrow) = send_by(&script, 65_536);
+        let of_the_moment = !matches!(errno, Errno::PERM | Errno::NETDOWN | Errno::ADDRNOTAVAIL);
+        let lost = if of_the_moment { 0 } else { 3 };
+        assert_eq!((sent.datagrams, sent.refusals.len()), (4 - lost, lost), "{errno:?}");
+        assert_eq!(sent.lines.len(), usize::from(!of_the_moment), "{errno:?} {:?}", sent.lines);
+        // What says nothing about trains does not speak against them.
+        let concerns_trains = matches!(errno, Errno::IO | Errno::INVAL | Errno::MSGSIZE);
+        assert_eq!(!sent.gso.is_empty(), concerns_trains, "{errno:?}: {}", sent.gso);
+        assert_eq!(narrow, [], "the path is as wide as ever");
+    }
+}
+
+#[test]
+fn whatever_a_send_ends_in_for_ever_each_datagram_is_told_after_a_bounded_number_of_tries() {
+    for errno in SEND_ERRORS {
+        let script = Script::default();
+        script.let_end(On::Sendmmsg, End::Fails(errno), Times::Forever);
+        let (sent, _) = send_by(&script, 65_536);
+        assert_eq!((sent.datagrams, sent.refusals.len()), (0, 4), "{errno:?}");
+        assert!(sent.calls <= 5 * MOST_TRIES, "{errno:?}: {}", sent.calls);
+        let too_big = sent.refusals.iter().filter(|why| **why == SendRefusal::TooBig).count();
+        assert_eq!(too_big, if errno == Errno::MSGSIZE { 4 } else { 0 }, "{errno:?}");
+        let said = format!("sending datagrams failed 4 times: {}", crate::data_plane::io_errors::describe(errno));
+        assert!(sent.lines.len() == 1 && sent.lines[0].starts_with(&said), "{:?}", sent.lines);
+    }
+}
+
+#[test]
+fn a_train_that_one_route_refuses_leaves_datagram_by_datagram_and_the_error_is_named() {
+    for errno in [Errno::IO, Errno::INVAL, Errno::MSGSIZE] {
+        let script = Script::default();
+        script.let_trains_end(End::Fails(errno), Times::Forever);
+        let (sent, narrow) = send_by(&script, 65_536);
+        assert_eq!((sent.datagrams, sent.refusals), (4, vec![]), "{errno:?}");
+        let last = format!("(last: {})", crate::data_plane::io_errors::describe(errno));
+        assert!(sent.gso.ends_with(&last), "{}", sent.gso);
+        assert_eq!(narrow, []);
+    }
+}
+
+#[test]
+fn a_datagram_longer_than_the_path_makes_the_path_mtu_known_and_no_offload_rests_for_others() {
+    for (errno, trains_only) in [(Errno::MSGSIZE, true), (Errno::INVAL, true), (Errno::MSGSIZE, false)] {
+        let script = Script::default();
+        if trains_only {
+            script.let_trains_end(End::Fails(errno), Times::Forever);
+        } else {
+            script.let_end(On::Sendmmsg, End::Fails(errno), Times::Forever);
+        }
+        let (sent, narrow) = send_by(&script, 900);
+        let payloads: Vec<usize> = narrow.iter().map(|(_, payload)| *payload).collect();
+        assert_eq!(payloads, [900 - 28], "{errno:?} {trains_only}");
+        assert_eq!(sent.datagrams, if trains_only { 4 } else { 0 });
+    }
+}
+
+#[test]
+fn a_send_that_takes_fewer_messages_than_it_was_given_goes_on_with_the_rest() {
+    for most in [0, 1] {
+        let script = Script::default();
+        script.let_end(On::Sendmmsg, End::Takes(most), Times::Forever);
+        let (sent, _) = send_by(&script, 65_536);
+        assert_eq!((sent.datagrams, sent.refusals.len()), (4 * most, 4 * (1 - most)));
+    }
+}
+
+#[test]
+fn whatever_a_receive_ends_in_the_next_one_gets_what_waits() {
+    for errno in SEND_ERRORS {
+        let (script, offloads) = (Script::default(), all());
+        let mut bound = bind_with(0, 1, &offloads, &script).expect("bind");
+        let sender = Plain::bind(loopback(0)).expect("sender");
+        sender.send_to(&[4; 100], loopback(bound.port)).expect("send");
+        script.let_end(On::Recvmmsg, End::Fails(errno), Times::Next(2));
+        let mut batch = ReceiveBatch::new(8, 2048);
+        for _ in 0..2 {
+            match bound.sockets[0].receive(&mut batch) {
+                Ok(count) => assert!(count == 0 && matches!(errno, Errno::AGAIN | Errno::INTR), "{errno:?}"),
+                Err(error) => assert_eq!(error.raw_os_error(), Some(errno.raw_os_error())),
+            }
+        }
+        assert_eq!(take(&mut bound.sockets[0]).len(), 1);
+        let lines = offloads.errors().lines();
+        let named = lines.iter().filter(|line| line.starts_with("receiving datagrams failed 2 times")).count();
+        assert_eq!(named, usize::from(!matches!(errno, Errno::AGAIN | Errno::INTR)), "{errno:?}: {lines:?}");
+    }
+}
+
+#[test]
+fn a_receive_that_takes_one_message_at_a_time_loses_none() {
+    let script = Script::default();
+    let mut bound = bind_with(0, 1, &all(), &script).expect("bind");
+    let sender = Plain::bind(loopback(0)).expect("sender");
+    for number in 0..5 {
+        sender.send_to(&[number; 40], loopback(bound.port)).expect("send");
+    }
+    script.let_end(On::Recvmmsg, End::Takes(1), Times::Forever);
+    let received: Vec<u8> = (0..5).map(|_| take(&mut bound.sockets[0])[0].1[0]).collect();
+    assert_eq!(received, [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_kernel_without_trains_is_named_and_the_socket_goes_without() {
+    for errno in [Errno::NOPROTOOPT, Errno::INVAL, Errno::PERM] {
+        for (option, name) in [(libc::UDP_SEGMENT, "gso"), (libc::UDP_GRO, "gro")] {
+            let (script, offloads) = (Script::default(), all());
+            script.let_end(On::SetOption(option), End::Fails(errno), Times::Forever);
+            bind_with(0, 2, &offloads, &script).expect("bind");
+            for state in offloads.states() {
+                assert_eq!(state.on, state.name != name, "{state:?}");
+                assert_eq!(state.detail.starts_with("the kernel does not offer it"), state.name == name);
+            }
+        }
+    }
+    let script = Script::default();
+    script.let_end(On::SetOption(libc::IP_MTU_DISCOVER), End::Fails(Errno::PERM), Times::Forever);
+    assert!(matches!(bind_with(0, 1, &all(), &script), Err(UdpError::NotPermitted(0))));
 }

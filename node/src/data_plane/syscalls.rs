@@ -1,0 +1,126 @@
+//! The system calls by which packets pass and devices are asked for what they can do: one narrow seam between the
+//! device modules and the kernel. [`Kernel`] is the only one there is outside tests; a test puts a script in its place
+//! and shows what becomes of a packet for every error that a call can end in.
+#![allow(unsafe_code)]
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+/// What the device modules ask of the kernel. No call blocks but [`Self::wait_writable`].
+pub trait Syscalls: Clone + Send {
+    /// `readv(2)`: one packet.
+    fn readv(&self, fd: BorrowedFd<'_>, parts: &mut [IoSliceMut<'_>]) -> Result<usize, Errno>;
+
+    /// `writev(2)`: one packet; the bytes that were taken.
+    fn writev(&self, fd: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Result<usize, Errno>;
+
+    /// `recvmmsg(2)`: how many of `headers` were filled.
+    ///
+    /// # Safety
+    /// Every pointer in `headers` points at memory that is writable for the length beside it and not borrowed
+    /// otherwise during the call.
+    unsafe fn recvmmsg(&self, fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno>;
+
+    /// `sendmmsg(2)`: how many of `headers` were sent, from the first on.
+    ///
+    /// # Safety
+    /// Every pointer in `headers` points at memory that is readable for the length beside it.
+    unsafe fn sendmmsg(&self, fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno>;
+
+    /// `ioctl(TUNSETOFFLOAD)`: the super-packets that the device may give.
+    fn set_tun_offload(&self, fd: BorrowedFd<'_>, features: libc::c_uint) -> Result<(), Errno>;
+
+    /// `setsockopt(2)` with an option that takes an `int`.
+    fn set_option(&self, fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> Result<(), Errno>;
+
+    /// Waits until the send buffer has room; whether it has.
+    fn wait_writable(&self, fd: BorrowedFd<'_>, at_most: Timespec) -> bool;
+
+    /// The largest IP packet that this host believes the path to `to` takes: the route's device, or what a router on
+    /// the way said.
+    fn path_mtu(&self, to: SocketAddr) -> Result<usize, Errno>;
+}
+
+/// The kernel itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kernel;
+
+impl Syscalls for Kernel {
+    #[inline]
+    fn readv(&self, fd: BorrowedFd<'_>, parts: &mut [IoSliceMut<'_>]) -> Result<usize, Errno> {
+        rustix::io::readv(fd, parts)
+    }
+
+    #[inline]
+    fn writev(&self, fd: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Result<usize, Errno> {
+        rustix::io::writev(fd, parts)
+    }
+
+    #[inline]
+    unsafe fn recvmmsg(&self, fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno> {
+        let (first, count) = (headers.as_mut_ptr(), headers.len() as libc::c_uint);
+        // SAFETY: the caller answers for what the headers point at; the headers themselves are borrowed.
+        count_of(unsafe { libc::recvmmsg(fd.as_raw_fd(), first, count, libc::MSG_DONTWAIT as _, std::ptr::null_mut()) })
+    }
+
+    #[inline]
+    unsafe fn sendmmsg(&self, fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> Result<usize, Errno> {
+        let (first, count) = (headers.as_mut_ptr(), headers.len() as libc::c_uint);
+        // SAFETY: as above; the kernel writes `msg_len` of each header and reads everything else.
+        count_of(unsafe { libc::sendmmsg(fd.as_raw_fd(), first, count, libc::MSG_DONTWAIT as _) })
+    }
+
+    fn set_tun_offload(&self, fd: BorrowedFd<'_>, features: libc::c_uint) -> Result<(), Errno> {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(features)) };
+        count_of(outcome).map(|_| ())
+    }
+
+    fn set_option(&self, fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> Result<(), Errno> {
+        let (pointer, length) = (&raw const value, size_of::<i32>() as libc::socklen_t);
+        // SAFETY: the kernel reads `length` bytes of `value`, which lives through the call.
+        count_of(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, pointer.cast(), length) }).map(|_| ())
+    }
+
+    fn wait_writable(&self, fd: BorrowedFd<'_>, at_most: Timespec) -> bool {
+        let mut descriptors = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+        poll(&mut descriptors, Some(&at_most)).is_ok_and(|ready| ready > 0)
+    }
+
+    fn path_mtu(&self, to: SocketAddr) -> Result<usize, Errno> {
+        let (family, anywhere, level, name) = if to.is_ipv4() {
+            let anywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+            (AddressFamily::INET, anywhere, libc::IPPROTO_IP, libc::IP_MTU)
+        } else {
+            let anywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+            (AddressFamily::INET6, anywhere, libc::IPPROTO_IPV6, libc::IPV6_MTU)
+        };
+        // The kernel tells it of connected sockets only; connecting a UDP socket looks the route up and sends nothing.
+        let socket = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::bind(&socket, &anywhere)?;
+        rustix::net::connect(&socket, &to)?;
+        let mut value: libc::c_int = 0;
+        let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes into `value`; both live through the call.
+        let outcome =
+            unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
+        count_of(outcome)?;
+        usize::try_from(value).map_err(|_| Errno::INVAL)
+    }
+}
+
+/// What a call of C's kind returned.
+fn count_of(outcome: libc::c_int) -> Result<usize, Errno> {
+    usize::try_from(outcome).map_err(|_| {
+        let error = std::io::Error::last_os_error();
+        Errno::from_io_error(&error).unwrap_or(Errno::IO)
+    })
+}
+
+#[cfg(test)]
+pub(super) mod script;
