@@ -69,7 +69,7 @@ fn tables(node: u32) -> Tables {
     let mut tables = Tables::deny_all();
     let mut routes = AllowedIps::default();
     for other in (0..PEERS).filter(|other| *other != node) {
-        let link = Arc::new(Link::new(LOCAL, PeerIndex(other), 1420));
+        let link = Arc::new(Link::new(LOCAL, PeerIndex(other), 1420, 1));
         let session = Arc::new(session(Suite::Aes256Gcm, node, other));
         link.set_endpoint(Some(endpoint(other)));
         link.set_egress(Some(Arc::clone(&session)));

@@ -120,7 +120,7 @@ impl Engine {
             }
             WorkerEvent::Moved(session, from) => {
                 let id = (session.local(), session.peer());
-                self.with_link(id, |link, _| link.handle_moved(session, *from));
+                self.with_link(id, |link, _| link.handle_moved(session, *from, now));
             }
             WorkerEvent::Stray(from) => {
                 let ids: Vec<_> =

@@ -11,6 +11,7 @@ use warren_proto::policy::CompiledPolicy;
 use warren_proto::{InstanceId, Reason, SpiffeId, UnixTime};
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use crate::counters::Volume;
 use crate::flows::CutFlow;
 use crate::identity::VerifiedPeer;
 use crate::session::Suite;
@@ -211,6 +212,25 @@ pub struct PeerStatus {
     pub stage: Stage,
     /// Inner packets that wait for a session.
     pub waiting: usize,
+    /// The largest inner packet that the path takes, in bytes.
+    pub mtu: u32,
+    /// The peer's newest move to another address.
+    pub roamed: Option<RoamStatus>,
+    /// What passed between the two ends since a rule linked them.
+    pub volume: Volume,
+    /// What did not, by reason; reasons that never occurred are left out.
+    pub drops: Vec<(Reason, u64)>,
+}
+
+/// A peer's move from one address to another.
+#[derive(Debug, Clone, Copy)]
+pub struct RoamStatus {
+    /// Where it was before.
+    pub from: SocketAddr,
+    /// Time since.
+    pub ago: Duration,
+    /// How many moves there were.
+    pub count: u64,
 }
 
 /// The session in use with a peer.

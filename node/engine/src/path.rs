@@ -2,6 +2,7 @@
 //! from. Only the latter carries data; the former are tried by handshakes, one after the other.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 /// Most reported addresses that are tried for one peer.
 const MAX_REPORTED: usize = 8;
@@ -11,6 +12,18 @@ const MAX_REPORTED: usize = 8;
 pub(crate) struct Path {
     reported: Vec<SocketAddr>,
     authenticated: Option<SocketAddr>,
+    roam: Option<Roam>,
+}
+
+/// The peer's newest move from one address to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Roam {
+    /// Where it was before.
+    pub(crate) from: SocketAddr,
+    /// When, on the axis of [`crate::Now::monotonic`].
+    pub(crate) at: Duration,
+    /// How many moves there were.
+    pub(crate) count: u64,
 }
 
 impl Path {
@@ -27,9 +40,19 @@ impl Path {
         self.authenticated == Some(address) || self.reported.contains(&address)
     }
 
-    /// The source of a packet that authenticated. Says whether the endpoint moved.
-    pub(crate) fn authenticate(&mut self, from: SocketAddr) -> bool {
-        self.authenticated.replace(from) != Some(from)
+    /// The source of a packet that authenticated `at` this time. Says whether the endpoint moved.
+    pub(crate) fn authenticate(&mut self, from: SocketAddr, at: Duration) -> bool {
+        let before = self.authenticated.replace(from);
+        if let Some(before) = before.filter(|before| *before != from) {
+            let count = self.roam.map_or(0, |roam| roam.count) + 1;
+            self.roam = Some(Roam { from: before, at, count });
+        }
+        before != Some(from)
+    }
+
+    /// The newest move, where there was one.
+    pub(crate) const fn roam(&self) -> Option<Roam> {
+        self.roam
     }
 
     /// The address that data goes to.
@@ -67,7 +90,7 @@ mod tests {
         assert_eq!(path.candidate(3), None);
         path.report(&[address(1), address(2), address(0)]);
         assert_eq!([0, 1, 2].map(|attempt| path.candidate(attempt)), [1, 2, 1].map(|port| Some(address(port))));
-        assert!(path.authenticate(address(2)));
+        assert!(path.authenticate(address(2), Duration::ZERO));
         assert_eq!([0, 1, 2].map(|attempt| path.candidate(attempt)), [2, 1, 2].map(|port| Some(address(port))));
     }
 
@@ -76,10 +99,22 @@ mod tests {
         let mut path = Path::default();
         path.report(&[address(1)]);
         assert_eq!(path.endpoint(), None);
-        assert!(path.authenticate(address(9)));
-        assert!(!path.authenticate(address(9)));
+        assert!(path.authenticate(address(9), Duration::ZERO));
+        assert!(!path.authenticate(address(9), Duration::ZERO));
         path.report(&[address(2)]);
         assert_eq!(path.endpoint(), Some(address(9)));
+    }
+
+    #[test]
+    fn a_move_is_remembered_with_its_time_and_the_first_address_is_none() {
+        let mut path = Path::default();
+        let second = Duration::from_secs(1);
+        path.authenticate(address(1), second);
+        path.authenticate(address(1), 2 * second);
+        assert_eq!(path.roam(), None);
+        path.authenticate(address(2), 3 * second);
+        path.authenticate(address(1), 4 * second);
+        assert_eq!(path.roam(), Some(Roam { from: address(2), at: 4 * second, count: 2 }));
     }
 
     #[test]

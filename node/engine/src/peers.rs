@@ -183,7 +183,7 @@ impl Peers {
                 wanted.insert(id);
                 let link = self.links.entry(id).or_insert_with(|| {
                     let instances = (*local_instance, *peer_instance);
-                    LinkState::new(id, instances, peer.identity.clone(), out.config.mtu)
+                    LinkState::new(id, instances, peer.identity.clone(), out.config.mtu, out.workers)
                 });
                 let reported = update.endpoints.get(peer_instance).map(Vec::as_slice).unwrap_or_default();
                 link.report_endpoints(reported, now);

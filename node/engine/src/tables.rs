@@ -21,6 +21,7 @@ use warren_proto::{InstanceId, OverlayAddresses, SpiffeId, UnixTime};
 use crate::Now;
 use crate::admission;
 use crate::allowed_ips::AllowedIps;
+use crate::counters::LinkCounters;
 use crate::flows::{CutFlow, FlowTable, MAX_FLOWS};
 use crate::session::DataSession;
 
@@ -96,13 +97,27 @@ pub struct Link {
     egress: ArcSwapOption<DataSession>,
     endpoint: ArcSwapOption<SocketAddr>,
     mtu: AtomicU32,
+    counters: LinkCounters,
 }
 
 impl Link {
-    /// A link without session and endpoint, for inner packets of at most `mtu` bytes.
+    /// A link without session and endpoint, for inner packets of at most `mtu` bytes, which `workers` workers move.
     #[must_use]
-    pub fn new(local: LocalIndex, peer: PeerIndex, mtu: u32) -> Self {
-        Self { local, peer, egress: ArcSwapOption::empty(), endpoint: ArcSwapOption::empty(), mtu: AtomicU32::new(mtu) }
+    pub fn new(local: LocalIndex, peer: PeerIndex, mtu: u32, workers: u16) -> Self {
+        Self {
+            local,
+            peer,
+            egress: ArcSwapOption::empty(),
+            endpoint: ArcSwapOption::empty(),
+            mtu: AtomicU32::new(mtu),
+            counters: LinkCounters::new(workers),
+        }
+    }
+
+    /// What passed it, and what did not.
+    #[must_use]
+    pub const fn counters(&self) -> &LinkCounters {
+        &self.counters
     }
 
     /// The local end.
@@ -306,6 +321,12 @@ impl Tables {
         self.peers.get(index.0)
     }
 
+    /// The way between a local instance and a peer.
+    #[must_use]
+    pub fn link(&self, local: LocalIndex, peer: PeerIndex) -> Option<&Link> {
+        self.peer(peer)?.link(local).map(|link| &*link.link)
+    }
+
     /// The peer that owns `address`: longest match over all peers.
     #[must_use]
     pub fn peer_at(&self, address: IpAddr) -> Option<&Arc<Peer>> {
@@ -434,7 +455,7 @@ mod tests {
 
     #[test]
     fn a_links_mtu_never_falls_below_ipv6s_minimum() {
-        let link = Link::new(LocalIndex(0), PeerIndex(0), 1420);
+        let link = Link::new(LocalIndex(0), PeerIndex(0), 1420, 1);
         link.set_mtu(500);
         assert_eq!(link.mtu(), 1280);
     }

@@ -54,6 +54,8 @@ struct Moment<'a> {
 /// What a worker owns alone.
 #[derive(Debug)]
 struct Desk {
+    /// Its number, and its lane in every link's counters.
+    index: u16,
     cache: FlowCache,
     fragments: Fragments,
     records: Records,
@@ -77,6 +79,7 @@ impl Worker {
             parked: true,
             reported: false,
             desk: Desk {
+                index,
                 cache: FlowCache::default(),
                 fragments: Fragments::default(),
                 records: Records::default(),
@@ -151,8 +154,11 @@ impl Worker {
         }
         let (desk, moment) = self.parts(now);
         let outcome = desk.outbound(moment, packet, packet.len(), outbox);
-        if let Err(reason) = outcome.and_then(|way| desk.send(way, way.cut(packet), now, outbox)) {
-            desk.counters.drop_one(reason);
+        let sent = outcome.and_then(|way| {
+            desk.send(way, way.cut(packet), now, outbox).map_err(|reason| Stopped { reason, link: Some(way.link) })
+        });
+        if let Err(stopped) = sent {
+            desk.drop_many(&stopped, 1);
         }
     }
 
@@ -163,18 +169,18 @@ impl Worker {
         let outcome = if outbox.has_room() {
             desk.outbound(moment, split.whole(), split.longest(), outbox)
         } else {
-            Err(Reason::Backpressure)
+            Err(Reason::Backpressure.into())
         };
         match outcome {
             Ok(way) => {
                 let carrier = way.carrier();
                 while let Some(segment) = split.next_segment() {
                     if let Err(reason) = desk.send_by(carrier.as_ref(), way, way.cut(segment), now, outbox) {
-                        desk.counters.drop_one(reason);
+                        desk.drop_many(&Stopped { reason, link: Some(way.link) }, 1);
                     }
                 }
             }
-            Err(reason) => (0..split.remaining()).for_each(|_| desk.counters.drop_one(reason)),
+            Err(stopped) => desk.drop_many(&stopped, split.remaining()),
         }
     }
 
@@ -194,16 +200,17 @@ impl Worker {
             return self.desk.counters.drop_one(Reason::Backpressure);
         }
         let (desk, moment) = self.parts(now);
+        let link = moment.tables.link(local, peer);
         let outcome = match moment.tables.peer(peer) {
             Some(peer) if peer.is_plain => {
                 let judged = desk.judge(moment, local, peer.index, packet);
-                outbox.stage(packet).and_then(|()| desk.settle(&judged, now, outbox))
+                outbox.stage(packet).and_then(|()| desk.settle(&judged, link, now, outbox))
             }
             Some(_) => Err(Reason::ProtectionMismatch),
             None => Err(Reason::PeerRevoked),
         };
         if let Err(reason) = outcome {
-            desk.counters.drop_one(reason);
+            desk.drop_many(&Stopped { reason, link }, 1);
         }
     }
 
@@ -244,7 +251,14 @@ impl Worker {
             }
             Some(Receiver::Handshake) => outbox.push_datagram(source, datagram),
             Some(Receiver::Data(session)) => match owner(receiver, workers) {
-                owner if owner == index => desk.open(moment, session, source, datagram, outbox),
+                owner if owner == index => {
+                    let link = moment.tables.link(session.local(), session.peer());
+                    let opened = desk.open(moment, session, link, source, datagram, outbox);
+                    if let (Err(reason), Some(link)) = (opened, link) {
+                        link.counters().drop_many(reason, 1);
+                    }
+                    opened
+                }
                 owner => outbox.push_handover(owner, source, datagram),
             },
         }
@@ -263,6 +277,19 @@ struct Way<'t> {
     link: &'t Link,
     /// Of the packet as its IP header says.
     length: usize,
+}
+
+/// A packet that goes no further, and the way it was on as far as that is known.
+#[derive(Debug)]
+struct Stopped<'t> {
+    reason: Reason,
+    link: Option<&'t Link>,
+}
+
+impl From<Reason> for Stopped<'_> {
+    fn from(reason: Reason) -> Self {
+        Self { reason, link: None }
+    }
 }
 
 /// What packets are sealed with, and where they go then.
@@ -308,10 +335,10 @@ impl Desk {
         packet: &[u8],
         longest: usize,
         outbox: &mut Outbox,
-    ) -> Result<Way<'t>, Reason> {
+    ) -> Result<Way<'t>, Stopped<'t>> {
         let Moment { tables, now, .. } = moment;
         if tables.policy.is_none() {
-            return Err(Reason::NotReady);
+            return Err(Reason::NotReady.into());
         }
         let inner = Inner::parse(packet)?;
         let attributed = attribution::attribute(tables, inner)?;
@@ -319,19 +346,20 @@ impl Desk {
         let routed = match attributed.route(tables, now) {
             Ok(routed) => routed,
             // The host's own multicast; no program waits for an answer.
-            Err(no_way) if no_way.reason == Reason::NotUnicast => return Err(no_way.reason),
+            Err(no_way) if no_way.reason == Reason::NotUnicast => return Err(no_way.reason.into()),
             Err(no_way) => {
                 let judgement = Judgement::refuse(no_way.reason);
                 self.record(moment, (Side::Local, Some(local), no_way.peer), &inner, &judgement);
                 self.refuse_local(&inner, Refusal::Prohibited, local, now, outbox);
-                return Err(no_way.reason);
+                let link = no_way.peer.and_then(|peer| peer.link(local.index)).map(|link| &*link.link);
+                return Err(Stopped { reason: no_way.reason, link });
             }
         };
         let (peer, link) = (routed.peer(), &routed.link().link);
         let mtu = link.mtu();
         if u32::try_from(longest.min(inner.bytes().len())).is_ok_and(|length| length > mtu) {
             self.refuse_local(&inner, Refusal::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)), local, now, outbox);
-            return Err(Reason::PacketTooBig);
+            return Err(Stopped { reason: Reason::PacketTooBig, link: Some(link) });
         }
         let judgement = self.admission(moment).release(&routed);
         self.note_judgement(moment, (Side::Local, Some(local), Some(peer)), &inner, &judgement);
@@ -339,7 +367,7 @@ impl Desk {
             if is_answered(reason) {
                 self.refuse_local(&inner, Refusal::Prohibited, local, now, outbox);
             }
-            return Err(reason);
+            return Err(Stopped { reason, link: Some(link) });
         }
         Ok(Way { peer, link, length: inner.bytes().len() })
     }
@@ -349,6 +377,7 @@ impl Desk {
         &mut self,
         moment: Moment<'_>,
         session: &Arc<DataSession>,
+        link: Option<&Link>,
         source: SocketAddr,
         datagram: &[u8],
         outbox: &mut Outbox,
@@ -361,9 +390,9 @@ impl Desk {
         if is_first {
             outbox.push_event(WorkerEvent::Confirmed(Arc::clone(session)));
         }
-        self.follow_endpoint(moment.tables, session, source, now, outbox);
+        self.follow_endpoint(link, session, source, now, outbox);
         match judged {
-            Some(judged) => self.settle(&judged, now, outbox),
+            Some(judged) => self.settle(&judged, link, now, outbox),
             // A keepalive.
             None => Ok(()),
         }
@@ -406,13 +435,22 @@ impl Desk {
     }
 
     /// Delivers what passed; answers what did not.
-    fn settle(&mut self, judged: &Judged<'_>, now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
+    fn settle(
+        &mut self,
+        judged: &Judged<'_>,
+        link: Option<&Link>,
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
         if let Some((length, peer, link)) = judged.answer {
             self.answer_peer(peer, &link.link, length, now, outbox);
         }
         judged.judgement.verdict?;
         outbox.deliver(&judged.judgement, judged.length)?;
         self.counters.count_in(judged.length);
+        if let Some(link) = link {
+            link.counters().count_in(self.index, judged.length);
+        }
         Ok(())
     }
 
@@ -439,7 +477,7 @@ impl Desk {
             match session.seal(packet, spare, now) {
                 Ok(length) => {
                     outbox.transmit(*endpoint, length);
-                    self.counters.count_out(packet.len());
+                    self.count_out(way.link, packet.len());
                     if session.take_rekey_request(now) {
                         outbox.push_event(WorkerEvent::RekeyDue(Arc::clone(session)));
                     }
@@ -450,22 +488,34 @@ impl Desk {
                 Err(reason) => return Err(reason),
             }
         }
-        self.counters.count_out(packet.len());
+        self.count_out(way.link, packet.len());
         outbox.push_unsent(way.link.local(), way.link.peer(), packet)
+    }
+
+    fn count_out(&self, link: &Link, bytes: usize) {
+        self.counters.count_out(bytes);
+        link.counters().count_out(self.index, bytes);
+    }
+
+    fn drop_many(&self, stopped: &Stopped<'_>, count: usize) {
+        (0..count).for_each(|_| self.counters.drop_one(stopped.reason));
+        if let Some(link) = stopped.link {
+            link.counters().drop_many(stopped.reason, count as u64);
+        }
     }
 
     /// An authenticated datagram shows where the peer is now; the slow half decides whether to follow.
     fn follow_endpoint(
         &mut self,
-        tables: &Tables,
+        link: Option<&Link>,
         session: &Arc<DataSession>,
         source: SocketAddr,
         now: Now,
         outbox: &mut Outbox,
     ) {
-        let Some(link) = tables.peer(session.peer()).and_then(|peer| peer.link(session.local())) else { return };
+        let Some(link) = link else { return };
         let due = &mut self.next_move[(session.local_index() >> MOVE_SHIFT) as usize];
-        if link.link.endpoint() != Some(source) && now.monotonic >= *due {
+        if link.endpoint() != Some(source) && now.monotonic >= *due {
             *due = now.monotonic + MOVE_INTERVAL;
             outbox.push_event(WorkerEvent::Moved(Arc::clone(session), source));
         }

@@ -75,7 +75,7 @@ fn worker(node: usize, suite: Suite, policy: &Arc<CompiledPolicy>) -> Worker {
         established: NOW,
     };
     let session = Arc::new(DataSession::new(&parameters).expect("keys"));
-    let link = Arc::new(Link::new(LOCAL, PEER, 1420));
+    let link = Arc::new(Link::new(LOCAL, PEER, 1420, 1));
     link.set_endpoint(Some(endpoint(other)));
     link.set_egress(Some(Arc::clone(&session)));
     let mut tables = Tables::deny_all();

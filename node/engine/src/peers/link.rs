@@ -24,7 +24,7 @@ use crate::demux::LinkId;
 use crate::handshake::{Doorway, HandshakeTunnel};
 use crate::key_exchange::parts::Assembly;
 use crate::key_exchange::{Offering, Party};
-use crate::mesh::{Event, PeerStatus, PlainPacket, SessionStatus, Stage, TunnelKey};
+use crate::mesh::{Event, PeerStatus, PlainPacket, RoamStatus, SessionStatus, Stage, TunnelKey};
 use crate::path::Path;
 use crate::session::{DataSession, sealed_length};
 use crate::tables::Link;
@@ -142,13 +142,19 @@ pub(crate) struct LinkState {
 }
 
 impl LinkState {
-    pub(crate) fn new(id: LinkId, instances: (InstanceId, InstanceId), identity: SpiffeId, mtu: u32) -> Self {
+    pub(crate) fn new(
+        id: LinkId,
+        instances: (InstanceId, InstanceId),
+        identity: SpiffeId,
+        mtu: u32,
+        workers: u16,
+    ) -> Self {
         Self {
             id,
             local_instance: instances.0,
             peer_instance: instances.1,
             identity,
-            cell: Arc::new(Link::new(id.0, id.1, mtu)),
+            cell: Arc::new(Link::new(id.0, id.1, mtu, workers)),
             mtu,
             plain: false,
             local_ends: Vec::new(),
@@ -286,6 +292,7 @@ impl LinkState {
     fn wait(&mut self, packet: &[u8], out: &mut Outlet) {
         if self.waiting.len() >= out.config.waiting_packets || out.waiting >= MAX_WAITING {
             out.count(Reason::QueueFull);
+            self.cell.counters().drop_many(Reason::QueueFull, 1);
             if self.waiting.pop_front().is_none() {
                 return;
             }
@@ -299,6 +306,7 @@ impl LinkState {
     pub(crate) fn drop_waiting(&mut self, reason: Reason, out: &mut Outlet) {
         for _ in self.take_waiting(out) {
             out.count(reason);
+            self.cell.counters().drop_many(reason, 1);
         }
     }
 
@@ -453,7 +461,7 @@ impl LinkState {
         self.check_dates(&tunnel.local, &tunnel.peer, now)?;
         let tunnel = self.tunnel_mut(receiver >> 8).ok_or(Reason::UnknownReceiver)?;
         let opened = tunnel.noise.open(message)?;
-        self.authenticate_path(from);
+        self.authenticate_path(from, now);
         if !self.plain {
             return opened.map_or(Ok(()), |packet| self.handle_control(receiver, &packet, out, now));
         }
@@ -568,6 +576,14 @@ impl LinkState {
             session,
             stage,
             waiting: self.waiting.len(),
+            mtu: self.cell.mtu(),
+            roamed: self.path.roam().map(|roam| RoamStatus {
+                from: roam.from,
+                ago: now.monotonic.saturating_sub(roam.at),
+                count: roam.count,
+            }),
+            volume: self.cell.counters().volume(),
+            drops: self.cell.counters().drops().collect(),
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::tables::{Shared, Tables};
 
 pub(crate) struct Outlet {
     pub(crate) config: EngineConfig,
+    /// How many workers there are.
+    pub(crate) workers: u16,
     pub(crate) indices: Indices,
     /// The slow half's own copy; workers see it once it is published.
     pub(crate) tables: Tables,
@@ -35,6 +37,7 @@ impl Outlet {
         Self {
             random: StdRng::from_seed(config.seed),
             config,
+            workers,
             indices: Indices::new(workers),
             tables: Tables::deny_all(),
             transmits: VecDeque::new(),

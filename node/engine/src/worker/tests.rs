@@ -238,7 +238,7 @@ impl Node {
         let mut routes = AllowedIps::default();
         let policy = policy(ALLOW);
         for other in (0..3).filter(|other| *other != at) {
-            let link = Arc::new(Link::new(LOCAL, peer_index(other), 1420));
+            let link = Arc::new(Link::new(LOCAL, peer_index(other), 1420, WORKERS));
             // One key per direction of each pair, known to both ends.
             let key = |from: usize, to: usize| [u8::try_from(from * 3 + to).expect("few"); 32];
             let session = Arc::new(
@@ -408,6 +408,36 @@ fn a_caller_without_a_rule_is_refused_by_name_and_told() {
         assert!(outcome.delivered_at(API).is_empty());
     }
     assert!(world.nodes[API].shared.flows().is_empty(), "a refused flow leaves nothing behind");
+}
+
+#[test]
+fn what_passes_a_link_is_counted_there_at_both_ends_and_what_does_not_under_its_reason() {
+    let mut world = World::new();
+    let there = &between(WEB, API)[0];
+    let packet = there.udp(40_001, 53, b"query");
+    for _ in 0..3 {
+        world.send(WEB, &packet);
+    }
+    world.send(WEB, &there.tcp(40_000, 22, SYN, b""));
+    let of = |at: usize, to: usize| world.nodes[at].link(to);
+    let (sent, received) = (of(WEB, API).counters().volume(), of(API, WEB).counters().volume());
+    let length = packet.len() as u64;
+    // The refused SYN was sent as well, and its refusal came back.
+    assert_eq!((sent.packets_out, sent.packets_in, received.packets_in, received.packets_out), (4, 1, 3, 1));
+    assert_eq!(received.bytes_in, 3 * length);
+    assert_eq!(of(API, WEB).counters().drops().collect::<Vec<_>>(), [(Reason::NoService, 1)]);
+    assert_eq!(of(API, BATCH).counters().volume(), crate::counters::Volume::default());
+    let all: Vec<_> = world.nodes[API].workers.iter().map(|worker| worker.counters().traffic()).collect();
+    assert_eq!(all.iter().map(|worker| worker.bytes_in).sum::<u64>(), received.bytes_in);
+}
+
+#[test]
+fn what_is_refused_before_it_leaves_is_counted_at_its_link() {
+    let mut world = World::new();
+    let packet = between(WEB, API)[0].udp(40_000, 53, &[0; 1500]);
+    assert_eq!(world.send(WEB, &packet).drops, [(WEB, Reason::PacketTooBig)]);
+    let drops: Vec<_> = world.nodes[WEB].link(API).counters().drops().collect();
+    assert_eq!(drops, [(Reason::PacketTooBig, 1)]);
 }
 
 #[test]

@@ -34,17 +34,17 @@ impl LinkState {
     }
 
     /// A worker opened a message of the session in use that came from elsewhere.
-    pub(crate) fn handle_moved(&mut self, session: &Arc<DataSession>, from: SocketAddr) {
+    pub(crate) fn handle_moved(&mut self, session: &Arc<DataSession>, from: SocketAddr, now: Now) {
         let in_use = |established: &Established| Arc::ptr_eq(&established.session, session);
         let confirming = matches!(&self.effort, Effort::Confirming { established, .. } if in_use(established));
         let accepting = self.accepting.as_ref().is_some_and(|accepting| in_use(&accepting.established));
         if confirming || accepting || self.current.as_ref().is_some_and(in_use) {
-            self.authenticate_path(from);
+            self.authenticate_path(from, now);
         }
     }
 
-    pub(super) fn authenticate_path(&mut self, from: SocketAddr) {
-        if self.path.authenticate(from) {
+    pub(super) fn authenticate_path(&mut self, from: SocketAddr, now: Now) {
+        if self.path.authenticate(from, now.monotonic) {
             self.cell.set_endpoint(Some(from));
             self.cell.set_mtu(self.mtu);
         }

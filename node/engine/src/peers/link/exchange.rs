@@ -111,7 +111,7 @@ impl LinkState {
         let tunnel = self.tunnel_mut(prefix).ok_or(Reason::UnknownReceiver)?;
         let confirmation = tunnel.noise.handle_response(message)?;
         tunnel.handshaken = Some(now.monotonic);
-        self.authenticate_path(from);
+        self.authenticate_path(from, now);
         self.watch_soon(now);
         if plain {
             out.send(from, confirmation);
