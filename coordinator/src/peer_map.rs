@@ -1,12 +1,15 @@
 //! One node's map: the state, seen from that node. Pure.
 //!
 //! A node is told of the instances it may talk to in some direction, of the policy of its own workloads, of the
-//! trust bundle and of every revocation in force. A workload's policy reaches only the nodes that hold it.
+//! trust bundle and of every revocation in force. A workload's policy reaches only the nodes that hold it, and with it comes the
+//! statement for which of the node's instances it was chosen.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use warren_proto::peer_map::{Manifest, NamedDigest, Object, ObjectKey, ObjectKind, Scope, object_digest};
+use warren_proto::peer_map::{
+    Manifest, NamedDigest, Object, ObjectKey, ObjectKind, Scope, encode_instances, object_digest,
+};
 use warren_proto::{NodeId, READER_VERSION, UnixTime, WorkloadName};
 
 use crate::state::{State, StateError, Touched};
@@ -26,6 +29,9 @@ pub fn project(state: &State, node: NodeId, bundle: &Bytes, now: UnixTime) -> Sc
         let name = if index == 0 { String::new() } else { index.to_string() };
         put(ObjectKind::Revocations, name, list.clone());
     }
+    // Says for which instances what follows is chosen: a node knows by it that the rules of a new instance have come.
+    let instances = encode_instances(state.instances_on(node).map(|instance| instance.id));
+    put(ObjectKind::Instances, String::new(), instances);
     let local: Vec<_> = state.workloads_on(node).into_iter().collect();
     for (name, content) in state.policy.slice(&local, now) {
         put(ObjectKind::Policy, name, content);

@@ -4,13 +4,13 @@
 //! verified, or refused whole. [`Knowledge::admit`] judges the peer records against it, singly. The same two functions judge
 //! what comes over the link and what lay on this host's disk.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use warren_engine::identity::{Admission, LocalView, RefusedRecord, VerifiedPeer, verify_all, verify_signed_object};
-use warren_proto::peer_map::{Generation, MAX_HINTS, Manifest, ObjectKind, RevocationSet, Scope};
+use warren_proto::peer_map::{Generation, MAX_HINTS, Manifest, ObjectKind, RevocationSet, Scope, decode_instances};
 use warren_proto::policy::{CompiledPolicy, Diagnostic, Documents, Mode};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, OverlayAddresses, TrustBundle, TrustDomain, UnixTime, WorkloadName, wire};
@@ -33,6 +33,8 @@ pub struct Knowledge {
     pub revocations: RevocationSet,
     /// The policies of this node's services, and those above them.
     pub policy: Arc<CompiledPolicy>,
+    /// This node's instances that policy and peers were chosen for. The rules of any other have not come yet.
+    pub covers: BTreeSet<InstanceId>,
 }
 
 /// What an update is held against.
@@ -84,7 +86,8 @@ impl Knowledge {
         let bundle = read_bundle(&scope, against.trust_domain)?;
         let revocations = read_revocations(&scope)?.keeping(against.seen, against.now);
         let policy = Arc::new(compile(&scope, against.trust_domain)?);
-        Ok((Self { manifest, signed, scope, bundle, revocations, policy }, refused))
+        let covers = read_instances(&scope)?;
+        Ok((Self { manifest, signed, scope, bundle, revocations, policy, covers }, refused))
     }
 
     /// Judges every record of the scope at this moment.
@@ -176,6 +179,14 @@ pub struct MeshView {
 }
 
 impl MeshView {
+    /// Whether the rules of this node's own instance have not come yet: what it was told was chosen before the coordinator
+    /// knew the instance. Everything is refused meanwhile, and for no rule's sake.
+    #[must_use]
+    pub fn awaits_rules(&self) -> bool {
+        let covers = &self.knowledge.covers;
+        self.own.as_ref().map_or(covers.is_empty(), |own| !covers.contains(&own.instance))
+    }
+
     /// When the first certificate that this node depends on ends: how long the mesh survives without its coordinator.
     #[must_use]
     pub fn survives_until(&self) -> Option<UnixTime> {
@@ -254,6 +265,14 @@ fn read_revocations(scope: &Scope) -> Result<RevocationSet, Refusal> {
         }
     }
     Ok(RevocationSet::new(all))
+}
+
+fn read_instances(scope: &Scope) -> Result<BTreeSet<InstanceId>, Refusal> {
+    let mut all = BTreeSet::new();
+    for (_, object) in scope.objects.iter().filter(|(key, _)| key.kind == ObjectKind::Instances) {
+        all.append(&mut decode_instances(&object.content)?);
+    }
+    Ok(all)
 }
 
 fn compile(scope: &Scope, trust_domain: &TrustDomain) -> Result<CompiledPolicy, Refusal> {

@@ -9,7 +9,7 @@ use rcgen::{
 use warren_proto::certificate::{CLOCK_SKEW, Capabilities, TunnelBinding, oid};
 use warren_proto::peer_map::{
     Generation, Heartbeat, Manifest, NamedDigest, Object, ObjectKey, ObjectKind, PeerRecord, Revocation, RevocationSet,
-    Scope, object_digest, signing_input,
+    Scope, encode_instances, object_digest, signing_input,
 };
 use warren_proto::{InstanceId, NodeId, Overlay, OverlayAddresses, SpiffeId, TrustBundle, TrustDomain, UnixTime, wire};
 
@@ -104,6 +104,7 @@ impl TestMesh {
         use prost::Message;
         add(ObjectKind::TrustBundle, "", self.bundle().to_wire().encode_to_vec());
         add(ObjectKind::Revocations, "", RevocationSet::new(revocations).encode());
+        add(ObjectKind::Instances, "", encode_instances([InstanceId::from_bytes([9; 16])]).to_vec());
         for (number, text) in policy.split("---\n").enumerate() {
             let document = wire::PolicyDocument { file: "mesh.yaml".into(), line: 1, text: text.to_owned() };
             add(ObjectKind::Policy, &format!("Document/{number}"), document.encode_to_vec());

@@ -6,9 +6,10 @@
 //! prove themselves by their certificates and may be refused singly. Everything here is pure: signatures
 //! are checked by `warren_engine::identity`, files and links belong to the shells.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::reason::{Reason, Refusal};
@@ -48,6 +49,9 @@ pub enum ObjectKind {
     Revocations,
     /// A JWK set, as JSON.
     Jwks,
+    /// [`wire::InstanceList`]: for which of its own instances the node is told policy and peers. An instance that is not
+    /// named is one whose rules have not come yet.
+    Instances,
 }
 
 impl ObjectKind {
@@ -58,6 +62,7 @@ impl ObjectKind {
             wire::ObjectKind::Policy => Some(Self::Policy),
             wire::ObjectKind::Revocations => Some(Self::Revocations),
             wire::ObjectKind::Jwks => Some(Self::Jwks),
+            wire::ObjectKind::Instances => Some(Self::Instances),
         }
     }
 
@@ -69,6 +74,7 @@ impl ObjectKind {
             Self::Policy => wire::ObjectKind::Policy,
             Self::Revocations => wire::ObjectKind::Revocations,
             Self::Jwks => wire::ObjectKind::Jwks,
+            Self::Instances => wire::ObjectKind::Instances,
         }
     }
 }
@@ -95,6 +101,23 @@ pub struct Object {
 #[must_use]
 pub fn object_digest(content: &[u8]) -> [u8; 32] {
     Sha256::digest(content).into()
+}
+
+/// The content of an [`ObjectKind::Instances`] object.
+#[must_use]
+pub fn encode_instances(instances: impl IntoIterator<Item = InstanceId>) -> Bytes {
+    let instance_ids = instances.into_iter().map(|instance| instance.as_bytes().to_vec()).collect();
+    wire::InstanceList { instance_ids }.encode_to_vec().into()
+}
+
+/// Reads the content of an [`ObjectKind::Instances`] object.
+pub fn decode_instances(content: &[u8]) -> Result<BTreeSet<InstanceId>, Refusal> {
+    let list: wire::InstanceList = crate::codec::decode(content)?;
+    list.instance_ids
+        .iter()
+        .map(|id| InstanceId::try_from(id.as_slice()))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Refusal::new(Reason::FrameMalformed, format!("instances: {error}")))
 }
 
 /// One peer's certificates as they were sent: sizes checked, nothing else believed.

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use warren_proto::peer_map::{Revocation, RevocationTarget};
+use warren_proto::peer_map::{Revocation, RevocationTarget, decode_instances};
 use warren_proto::policy::{Documents, SourceFile};
 use warren_proto::{InstanceId, Overlay, OverlayAddresses};
 
@@ -134,6 +134,11 @@ fn mesh() -> State {
     state
 }
 
+fn covered(scope: &Scope) -> BTreeSet<InstanceId> {
+    let key = ObjectKey { kind: ObjectKind::Instances, name: String::new() };
+    decode_instances(&scope.objects[&key].content).expect("reads")
+}
+
 fn scopes(state: &State) -> Vec<Scope> {
     let bundle = Bytes::from_static(b"bundle");
     (0..NODES).map(|number| project(state, node(number), &bundle, NOW)).collect()
@@ -153,6 +158,9 @@ proptest! {
             let after = scopes(&state);
             let concerned = concerned(&state, &touched, NOW);
             for number in 0..NODES {
+                let covers = covered(&after[usize::from(number)]);
+                let instances = state.instances_on(node(number)).map(|instance| instance.id).collect();
+                prop_assert_eq!(covers, instances, "what is told says for which instances it was chosen");
                 let at = usize::from(number);
                 let told = match &concerned {
                     Concerned::All => true,

@@ -1,5 +1,6 @@
 //! A node's side of the protocol, as small as it can be.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -272,6 +273,13 @@ impl Held {
         use warren_proto::peer_map::ObjectKind;
         let lists = self.scope.objects.iter().filter(|(key, _)| key.kind == ObjectKind::Revocations);
         lists.map(|(_, object)| RevocationSet::decode(&object.content).unwrap().all().len()).sum()
+    }
+
+    /// The instances that policy and peers were chosen for.
+    pub(crate) fn covers(&self) -> BTreeSet<InstanceId> {
+        use warren_proto::peer_map::{ObjectKind, decode_instances};
+        let lists = self.scope.objects.iter().filter(|(key, _)| key.kind == ObjectKind::Instances);
+        lists.flat_map(|(_, object)| decode_instances(&object.content).unwrap()).collect()
     }
 
     pub(crate) fn policies(&self) -> Vec<&str> {

@@ -39,6 +39,19 @@ async fn a_node_is_told_its_own_scope_and_nothing_of_others() {
 }
 
 #[tokio::test]
+async fn a_node_is_told_that_its_new_instance_is_known_even_when_no_rule_says_anything_of_it() {
+    let mesh = Mesh::new().await;
+    let mut web = Node::with_token(&mesh, &["shop/web"]).await;
+    let mut web = web.connect(&mesh).await;
+    web.update().await;
+    assert!(web.node.held.covers().is_empty());
+    web.acknowledge().await;
+    let instance = hold(&mut web, "shop/web").await;
+    web.until(|held| held.covers().contains(&instance)).await;
+    mesh.settled().await;
+}
+
+#[tokio::test]
 async fn a_policy_change_reaches_those_it_concerns_as_a_delta_and_is_acknowledged() {
     let mesh = Mesh::new().await;
     mesh.apply(POLICY).await.unwrap();

@@ -13,9 +13,10 @@ use libtest_mimic::Trial;
 use warren_netns_tests::attacker::Key;
 use warren_netns_tests::forge::{CaDirectory, Snapshot, Subject};
 use warren_netns_tests::host::Outcome;
-use warren_netns_tests::mesh::{Coordinator, Mesh, Node};
-use warren_proto::peer_map::{Generation, ObjectKind};
-use warren_proto::{NodeId, wire};
+use warren_netns_tests::mesh::{Coordinator, IN_FORCE, Mesh, Node};
+use warren_netns_tests::processes::eventually;
+use warren_proto::peer_map::{Generation, ObjectKind, encode_instances, object_digest};
+use warren_proto::{InstanceId, NodeId, wire};
 
 use super::{claim, wait_until_allowed, web_and_bank};
 
@@ -23,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         claim("forged::a_node_started_without_its_coordinator_refuses_forged_records_one_by_one", records),
         claim("forged::a_manifest_with_a_deny_left_out_rolled_back_or_for_another_node_is_refused", manifests),
+        claim("forged::a_node_is_not_ready_with_rules_that_were_not_chosen_for_its_instance", rules_of_another),
     ]
 }
 
@@ -149,6 +151,35 @@ fn manifests() -> Result<()> {
     unsigned.save()?;
     must_refuse(&mut web, &bank, "an altered signature", "manifest-signature")?;
 
+    reopened(&good, &web)?.save()?;
+    web.start()?;
+    wait_until_allowed(&web, &bank)
+}
+
+/// What a node holds between the first manifest after its enrolment and the one that knows its instance, made to last.
+fn rules_of_another() -> Result<()> {
+    let (_mesh, mut web, bank, ca) = stopped()?;
+    let good = Snapshot::open(&web.state())?;
+    let mut early = reopened(&good, &web)?;
+    let mut manifest = good.manifest()?;
+    let content = encode_instances([InstanceId::from_bytes([9; 16])]);
+    for object in early.update.objects.iter_mut().filter(|object| object.kind == wire::ObjectKind::Instances as i32) {
+        object.content = content.clone();
+    }
+    for (_, named) in manifest.objects.iter_mut().filter(|(key, _)| key.kind == ObjectKind::Instances) {
+        named.sha256 = object_digest(&content);
+    }
+    early.sign(&manifest, &ca)?;
+    early.save()?;
+    web.start_unready()?;
+    eventually("the data plane runs and the node says what it waits for", IN_FORCE, || {
+        let status = web.say(&["status", "--check", "ready"])?;
+        let named = status.stderr.contains("not ready: waiting for the policy of its own instance");
+        Ok(status.code == Some(4) && named)
+    })?;
+    let why = web.say(&["why", &web.workload, &format!("{}:8080", bank.workload)])?.expect(4)?;
+    ensure!(why.stderr.contains("not-ready"), "{why:#?}");
+    web.stop()?;
     reopened(&good, &web)?.save()?;
     web.start()?;
     wait_until_allowed(&web, &bank)

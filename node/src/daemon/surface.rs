@@ -147,6 +147,13 @@ impl Surface {
     /// Whether a connection is allowed, by the policy this node holds.
     pub fn why(&self, source: &str, destination: &str, port: u16, protocol: &str) -> Result<Explanation, Refusal> {
         let view = self.known()?;
+        if view.awaits_rules() {
+            return Err(Refusal::new(
+                Reason::NotReady,
+                "this node has not been told the rules of its own instance yet",
+            )
+            .hint("warren status says what it waits for"));
+        }
         let transport = match protocol {
             "tcp" => Transport::Tcp,
             "udp" => Transport::Udp,
@@ -201,6 +208,8 @@ impl Surface {
         }
         if view.is_none_or(|view| view.own.is_none()) {
             waiting.push("a tunnel certificate".to_owned());
+        } else if view.is_some_and(MeshView::awaits_rules) {
+            waiting.push("the policy of its own instance from the coordinator".to_owned());
         }
         if waiting.is_empty() {
             waiting.push("the data plane to judge by the policy".to_owned());

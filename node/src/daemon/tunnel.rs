@@ -145,7 +145,7 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
             let (orders, from_mesh) = mpsc::unbounded_channel::<MeshUpdate>();
             around.mesh.attach(Box::new(move |update| drop(orders.send(update)))).await;
             let trust_domain = view.borrow().as_ref().map(|view| view.knowledge.manifest.trust_domain.clone());
-            let serving = Serving { facts: &facts, kept: &mut kept, plane: &plane, trust_domain };
+            let serving = Serving { facts: &facts, kept: &mut kept, plane: &plane, trust_domain, applied: 0 };
             let served = serving.serve(&mut around, view, from_mesh, &mut from_plane).await;
             around.ready.send_replace(false);
             // The host first: the TUN device goes away with the data plane, and a host that is still kept would miss it.
@@ -247,11 +247,13 @@ struct Serving<'a> {
     kept: &'a mut Kept,
     plane: &'a DataPlane,
     trust_domain: Option<TrustDomain>,
+    /// The newest generation that every worker judges by.
+    applied: u64,
 }
 
 impl Serving<'_> {
     async fn serve(
-        self,
+        mut self,
         around: &mut Around,
         mut view: watch::Receiver<Option<Arc<MeshView>>>,
         mut from_mesh: mpsc::UnboundedReceiver<MeshUpdate>,
@@ -275,17 +277,33 @@ impl Serving<'_> {
                     if let Some(known) = known {
                         self.kept.follow(&known).await?;
                     }
+                    self.look(around);
                 }
                 () = stop.stopped() => return Ok(()),
             }
         }
     }
 
-    async fn handle_plane(&self, event: DataPlaneEvent, around: &Around) -> Result<(), Refusal> {
+    /// Looks whether the node is ready: every worker judges by a snapshot that holds the rules of its own instance. The
+    /// engine's report of a snapshot may come before the snapshot itself, so both are reasons to look.
+    fn look(&self, around: &Around) {
+        let covered = around
+            .mesh
+            .view()
+            .borrow()
+            .as_deref()
+            .is_some_and(|view| view.generation <= self.applied && view.own.is_some() && !view.awaits_rules());
+        if covered {
+            around.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+        }
+    }
+
+    async fn handle_plane(&mut self, event: DataPlaneEvent, around: &Around) -> Result<(), Refusal> {
         match event {
             DataPlaneEvent::Engine(Event::Applied { generation }) => {
                 around.mesh.engine_applied(generation).await;
-                around.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+                self.applied = generation;
+                self.look(around);
             }
             DataPlaneEvent::Engine(event) => tell(&event),
             DataPlaneEvent::Flow(record) => {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::mpsc as sync;
 
-use warren_proto::peer_map::{ObjectKey, Revocation, RevocationTarget, Scope};
+use warren_proto::peer_map::{ObjectKey, ObjectKind, Revocation, RevocationTarget, Scope, encode_instances};
 
 use super::*;
 use crate::clock::Reading;
@@ -328,6 +328,29 @@ fn when_audit_mode_ends_on_its_date_those_it_let_in_leave_without_a_word_from_an
     assert!(peers(&handle).is_empty());
     mesh.tick(false);
     assert!(engine.try_recv().is_err(), "once");
+}
+
+#[test]
+fn a_node_awaits_its_rules_until_what_it_was_told_was_chosen_for_its_instance() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    let mut early = rig.scope();
+    let key = ObjectKey { kind: ObjectKind::Instances, name: String::new() };
+    if let Some(object) = early.objects.get_mut(&key) {
+        object.content = encode_instances([InstanceId::from_bytes([8; 16])]);
+    }
+    let awaits = || handle.view().borrow().as_ref().map(|view| view.awaits_rules());
+    assert_eq!(awaits(), None);
+    give(&mut mesh, rig.mesh.update(5, &early)).expect("accepted");
+    assert_eq!(awaits(), Some(true), "chosen for another instance");
+    early.objects.remove(&key);
+    give(&mut mesh, rig.mesh.update(6, &early)).expect("accepted");
+    assert_eq!(awaits(), Some(true), "chosen for none");
+    give(&mut mesh, rig.mesh.update(7, &rig.scope())).expect("accepted");
+    assert_eq!(awaits(), Some(false));
+    drop((mesh, handle));
+    let (_mesh, handle) = rig.open();
+    assert!(handle.view().borrow().as_ref().is_some_and(|view| !view.awaits_rules()), "nor after a restart");
 }
 
 #[test]

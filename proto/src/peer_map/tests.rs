@@ -52,6 +52,15 @@ fn update(difference: Difference, from: u64) -> wire::Update {
 }
 
 #[test]
+fn instances_survive_a_round_trip_and_ids_of_another_length_are_refused() {
+    let ids: BTreeSet<_> = (0..5).map(|id| InstanceId::from_bytes([id; 16])).collect();
+    assert_eq!(decode_instances(&encode_instances(ids.iter().copied())), Ok(ids));
+    assert_eq!(decode_instances(&[]), Ok(BTreeSet::new()));
+    let short = wire::InstanceList { instance_ids: vec![vec![1; 15]] }.encode_to_vec();
+    assert_eq!(decode_instances(&short).expect_err("short").reason, Reason::FrameMalformed);
+}
+
+#[test]
 fn a_manifest_survives_a_round_trip() {
     let manifest = manifest(&scope(&[("a", "x"), ("b", "y")], &[]));
     assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
