@@ -25,9 +25,14 @@ use warren_proto::{InstanceId, NodeId, TrustBundle, TrustDomain, UnixTime, Workl
 
 use crate::certificates::key_store::Instance;
 use crate::clock::Clock;
-use crate::mesh_view::{Acceptance, Knowledge, Local, MeshView, OwnInstance, read_hints};
+use crate::mesh_view::{Acceptance, Knowledge, Local, MeshView, OwnInstance, RefusedUpdate, read_hints};
 use crate::snapshot::{self, Endpoints, Floor};
 use crate::state_dir::{StateDir, StateError};
+
+mod handle;
+
+use handle::Command;
+pub use handle::{Engine, MeshHandle};
 
 /// Records that could not be judged for want of time or freshness are judged again this often, and what only added peers
 /// is written to disk.
@@ -44,94 +49,6 @@ pub struct Applied {
     pub generation: Generation,
     /// Records that were refused singly.
     pub refused: Vec<RefusedRecord>,
-}
-
-/// Where the engine takes its orders.
-pub type Engine = Box<dyn Fn(MeshUpdate) + Send>;
-
-enum Command {
-    Update(Box<wire::Update>, oneshot::Sender<Result<Applied, Refusal>>),
-    Heartbeat(wire::SignedObject),
-    Hints(Vec<wire::PeerHint>),
-    Instance(Box<Instance>),
-    Attach(Engine),
-    EngineApplied(u64),
-    Turns(oneshot::Sender<()>),
-}
-
-/// Speaks to the owner.
-#[derive(Debug, Clone)]
-pub struct MeshHandle {
-    commands: mpsc::Sender<Command>,
-    view: watch::Receiver<Option<Arc<MeshView>>>,
-    answered: watch::Receiver<Generation>,
-    bundle: watch::Receiver<TrustBundle>,
-}
-
-impl MeshHandle {
-    /// Hands over a whole update. The answer comes when it is in force, or with why it was refused.
-    pub async fn update(&self, update: wire::Update) -> oneshot::Receiver<Result<Applied, Refusal>> {
-        let (answer, receive) = oneshot::channel();
-        self.send(Command::Update(Box::new(update), answer)).await;
-        receive
-    }
-
-    /// Hands over a signed heartbeat.
-    pub async fn heartbeat(&self, signed: wire::SignedObject) {
-        self.send(Command::Heartbeat(signed)).await;
-    }
-
-    /// Hands over endpoint hints.
-    pub async fn hints(&self, hints: Vec<wire::PeerHint>) {
-        self.send(Command::Hints(hints)).await;
-    }
-
-    /// This node's instance has new certificates.
-    pub async fn instance(&self, instance: Instance) {
-        self.send(Command::Instance(Box::new(instance))).await;
-    }
-
-    /// The engine is up: it is told what holds, and everything after.
-    pub async fn attach(&self, engine: Engine) {
-        self.send(Command::Attach(engine)).await;
-    }
-
-    /// The engine reports that all workers judge by this generation.
-    pub async fn engine_applied(&self, generation: u64) {
-        self.send(Command::EngineApplied(generation)).await;
-    }
-
-    /// Whether the owner still works through its orders.
-    pub async fn turns(&self) -> bool {
-        let (answer, receive) = oneshot::channel();
-        self.send(Command::Turns(answer)).await;
-        receive.await.is_ok()
-    }
-
-    /// The snapshot, to watch.
-    #[must_use]
-    pub fn view(&self) -> watch::Receiver<Option<Arc<MeshView>>> {
-        self.view.clone()
-    }
-
-    /// What this node may claim to hold: the newest it knows, if that is in force with every worker and on disk as far as
-    /// an acknowledgement promises it.
-    #[must_use]
-    pub fn held(&self) -> Option<Arc<Knowledge>> {
-        let newest = self.view.borrow().as_ref().map(|view| view.knowledge.clone())?;
-        (newest.manifest.generation == *self.answered.borrow()).then_some(newest)
-    }
-
-    /// The roots in force, to watch.
-    #[must_use]
-    pub fn bundle(&self) -> watch::Receiver<TrustBundle> {
-        self.bundle.clone()
-    }
-
-    async fn send(&self, command: Command) {
-        // The owner ends last; when it is gone the process is stopping.
-        let _ = self.commands.send(command).await;
-    }
 }
 
 /// What the owner starts from.
@@ -181,7 +98,7 @@ pub struct Mesh {
 
 struct Waiting {
     generation: u64,
-    applied: Applied,
+    outcome: Result<Applied, Refusal>,
     answer: oneshot::Sender<Result<Applied, Refusal>>,
 }
 
@@ -313,10 +230,7 @@ impl Mesh {
             now,
         };
         match Knowledge::accept(self.knowledge.as_deref(), update, against) {
-            Err(refusal) => {
-                warn!(reason = refusal.reason.name(), "update refused: {refusal}");
-                let _ = answer.send(Err(refusal));
-            }
+            Err(refused) => self.refuse_update(refused, answer),
             Ok((knowledge, oversized)) => {
                 for refusal in &oversized {
                     warn!(reason = refusal.reason.name(), "peer record refused: {refusal}");
@@ -338,7 +252,7 @@ impl Mesh {
                 match if binds { self.save() } else { Ok(()) } {
                     Ok(()) => self.waiting.push_back(Waiting {
                         generation: self.generation,
-                        applied: Applied { generation, refused },
+                        outcome: Ok(Applied { generation, refused }),
                         answer,
                     }),
                     // In force here and now, but a restart would not know of it: the coordinator must not count on it.
@@ -349,6 +263,34 @@ impl Mesh {
                     self.handle_applied(self.generation);
                 }
             }
+        }
+    }
+
+    /// Keeps what is held, but for the revocations that a verified manifest states: those may only ever tighten, so they
+    /// hold even where what came with them is refused. The refusal is answered when every worker judges by them.
+    fn refuse_update(&mut self, refused: RefusedUpdate, answer: oneshot::Sender<Result<Applied, Refusal>>) {
+        let RefusedUpdate { mut refusal, revocations } = refused;
+        warn!(reason = refusal.reason.name(), "update refused: {refusal}");
+        if !revocations.adds_to(&self.seen) {
+            let _ = answer.send(Err(refusal));
+            return;
+        }
+        self.seen = revocations.keeping(&self.seen, self.start.clock.now().unix);
+        if let Some(knowledge) = &mut self.knowledge {
+            Arc::make_mut(knowledge).revocations = self.seen.clone();
+        }
+        self.publish();
+        match snapshot::write_revocations(&self.start.state, &self.seen) {
+            Ok(()) => refusal.detail.push_str("; the revocations that came with it are in force"),
+            Err(failure) => {
+                error!(next = failure.hint(), "revocations are not stored: {failure}");
+                self.unsaved = true;
+            }
+        }
+        warn!(revocations = self.seen.all().len(), "the revocations of the refused update are in force");
+        self.waiting.push_back(Waiting { generation: self.generation, outcome: Err(refusal), answer });
+        if self.engine.is_none() || self.knowledge.is_none() {
+            self.handle_applied(self.generation);
         }
     }
 
@@ -512,9 +454,11 @@ impl Mesh {
     fn handle_applied(&mut self, generation: u64) {
         while self.waiting.front().is_some_and(|first| first.generation <= generation) {
             if let Some(first) = self.waiting.pop_front() {
-                self.answered.send_replace(first.applied.generation);
+                if let Ok(applied) = &first.outcome {
+                    self.answered.send_replace(applied.generation);
+                }
                 // The link may have been lost meanwhile; then nobody waits.
-                let _ = first.answer.send(Ok(first.applied));
+                let _ = first.answer.send(first.outcome);
             }
         }
     }

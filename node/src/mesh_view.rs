@@ -10,10 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warren_engine::identity::{Admission, LocalView, RefusedRecord, VerifiedPeer, verify_all, verify_signed_object};
-use warren_proto::peer_map::{Generation, MAX_HINTS, Manifest, ObjectKind, RevocationSet, Scope, decode_instances};
+use warren_proto::peer_map::{
+    Generation, MAX_HINTS, Manifest, ObjectKey, ObjectKind, RevocationSet, Scope, decode_instances, object_digest,
+};
 use warren_proto::policy::{CompiledPolicy, Diagnostic, Documents, Mode};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{InstanceId, NodeId, OverlayAddresses, TrustBundle, TrustDomain, UnixTime, WorkloadName, wire};
+use warren_proto::{
+    InstanceId, NodeId, OverlayAddresses, READER_VERSION, TrustBundle, TrustDomain, UnixTime, WorkloadName, wire,
+};
 
 /// Most diagnostics that a refused policy is reported with; the first names the cause.
 const MAX_DIAGNOSTICS: usize = 3;
@@ -54,17 +58,34 @@ pub struct Acceptance<'a> {
     pub now: UnixTime,
 }
 
+/// An update that is not applied.
+#[derive(Debug)]
+pub struct RefusedUpdate {
+    /// Why.
+    pub refusal: Refusal,
+    /// The revocations in it that a verified manifest for this node, not behind what it applied, names by digest: they
+    /// hold all the same. Empty when it is the manifest that must not be believed.
+    pub revocations: RevocationSet,
+}
+
+impl From<Refusal> for RefusedUpdate {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, revocations: RevocationSet::default() }
+    }
+}
+
 impl Knowledge {
     /// Judges `update`, whose parts were collected into one, as a successor of `current`.
     ///
     /// Order: the signature, by the roots held before it · type, mesh, node, rollback, date · the base it builds on ·
     /// every object present with its digest, none besides, all readable · bundle, revocations, policy, each whole ·
-    /// whether this build enforces every term of the policy. Records over their limits are returned beside it.
+    /// whether this build enforces every term of the policy. Records over their limits are returned beside it. From the
+    /// base on, a refusal carries the revocations that the manifest states.
     pub fn accept(
         current: Option<&Self>,
         mut update: wire::Update,
         against: Acceptance<'_>,
-    ) -> Result<(Self, Vec<Refusal>), Refusal> {
+    ) -> Result<(Self, Vec<Refusal>), RefusedUpdate> {
         let signed = update
             .manifest
             .take()
@@ -72,6 +93,18 @@ impl Knowledge {
         let body = verify_signed_object(&signed, against.bundle, against.now)?;
         let manifest = Manifest::decode(body.as_bytes())?;
         manifest.check_for(against.trust_domain, against.node, against.floor, against.now)?;
+        let of_revocations = |object: &&wire::ScopeObject| object.kind == i32::from(wire::ObjectKind::Revocations);
+        let lists: Vec<_> = update.objects.iter().filter(of_revocations).cloned().collect();
+        Self::complete(current, update, (signed, &manifest), against)
+            .map_err(|refusal| RefusedUpdate { refusal, revocations: stated(&lists, &manifest) })
+    }
+
+    fn complete(
+        current: Option<&Self>,
+        update: wire::Update,
+        (signed, manifest): (wire::SignedObject, &Manifest),
+        against: Acceptance<'_>,
+    ) -> Result<(Self, Vec<Refusal>), Refusal> {
         let empty = Scope::default();
         let base = match current {
             _ if update.from_revision == 0 => &empty,
@@ -82,11 +115,12 @@ impl Knowledge {
             }
         };
         let (scope, refused) = base.apply(update)?;
-        scope.check_against(&manifest)?;
+        scope.check_against(manifest)?;
         let bundle = read_bundle(&scope, against.trust_domain)?;
         let revocations = read_revocations(&scope)?.keeping(against.seen, against.now);
         let policy = Arc::new(compile(&scope, against.trust_domain)?);
         let covers = read_instances(&scope)?;
+        let manifest = manifest.clone();
         Ok((Self { manifest, signed, scope, bundle, revocations, policy, covers }, refused))
     }
 
@@ -265,6 +299,21 @@ fn read_revocations(scope: &Scope) -> Result<RevocationSet, Refusal> {
         }
     }
     Ok(RevocationSet::new(all))
+}
+
+/// What of `lists` is exactly as the manifest names it and can be read here.
+fn stated(lists: &[wire::ScopeObject], manifest: &Manifest) -> RevocationSet {
+    let mut all = Vec::new();
+    for list in lists {
+        let key = ObjectKey { kind: ObjectKind::Revocations, name: list.name.clone() };
+        let as_named = manifest.objects.get(&key).is_some_and(|named| {
+            named.sha256 == object_digest(&list.content) && named.min_reader.max(list.min_reader) <= READER_VERSION
+        });
+        if let Some(set) = as_named.then(|| RevocationSet::decode(&list.content).ok()).flatten() {
+            all.extend_from_slice(set.all());
+        }
+    }
+    RevocationSet::new(all)
 }
 
 fn read_instances(scope: &Scope) -> Result<BTreeSet<InstanceId>, Refusal> {

@@ -59,9 +59,14 @@ pub fn read_revocations(state: &StateDir) -> Result<RevocationSet, StateError> {
     RevocationSet::decode(&body).map_err(|error| StateError::corrupt(&state.path_of(REVOCATIONS), error.to_string()))
 }
 
+/// Writes the revocations ever seen.
+pub fn write_revocations(state: &StateDir, seen: &RevocationSet) -> Result<(), StateError> {
+    state.write(REVOCATIONS, &seen.encode())
+}
+
 /// Writes what was applied, in an order that a power cut cannot turn into a step back: revocations, snapshot, floor.
 pub fn write(state: &StateDir, knowledge: &Knowledge, floor: &Floor) -> Result<(), StateError> {
-    state.write(REVOCATIONS, &knowledge.revocations.encode())?;
+    write_revocations(state, &knowledge.revocations)?;
     state.write_keeping(SNAPSHOT, PREVIOUS, &knowledge.to_update().encode_to_vec())?;
     write_floor(state, floor)
 }
@@ -126,7 +131,7 @@ fn read_one(state: &StateDir, name: &str, against: Acceptance<'_>) -> Result<Opt
         .transpose()
         .map_err(refused)?
         .map_or(against.now, |manifest| manifest.issued_at);
-    let (knowledge, _oversized) =
-        Knowledge::accept(None, update, Acceptance { now: signed_at, ..against }).map_err(refused)?;
+    let (knowledge, _oversized) = Knowledge::accept(None, update, Acceptance { now: signed_at, ..against })
+        .map_err(|found| refused(found.refusal))?;
     Ok(Some(knowledge))
 }

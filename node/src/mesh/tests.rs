@@ -204,6 +204,116 @@ fn a_revocation_once_seen_stays_whatever_a_later_list_says() {
     assert!(peers(&handle).is_empty(), "nor after a restart");
 }
 
+/// `scope` with a policy that this build cannot compile, or cannot read.
+fn unreadable(rig: &Rig, revocations: Vec<Revocation>, revision: u64) -> [(wire::Update, Reason); 2] {
+    let broken = rig.mesh.scope("kind: Service\nname: bank/banking-api\nallwo: {}\n", revocations.clone());
+    let scope = rig.mesh.scope(POLICY, revocations);
+    let mut manifest = rig.mesh.manifest(revision, &scope);
+    for (_, named) in manifest.objects.iter_mut().filter(|(key, _)| key.kind == ObjectKind::Policy) {
+        named.min_reader = u32::MAX;
+    }
+    [
+        (rig.mesh.update(revision, &broken), Reason::PolicyInvalid),
+        (rig.mesh.update_with(&scope, &manifest), Reason::ReaderTooOld),
+    ]
+}
+
+#[test]
+fn a_revocation_holds_even_when_the_policy_it_came_with_is_refused() {
+    for number in 0..2 {
+        let rig = Rig::new();
+        let scope = rig.scope();
+        let instance = *scope.peers.keys().next().expect("a peer");
+        let revoked = vec![revocation(RevocationTarget::Instance(instance))];
+        let (update, reason) = unreadable(&rig, revoked, 6)[number].clone();
+        {
+            let (mut mesh, handle) = rig.open();
+            give(&mut mesh, rig.mesh.update(5, &scope)).expect("accepted");
+            let refusal = give(&mut mesh, update.clone()).expect_err("refused");
+            assert_eq!(refusal.reason, reason);
+            assert!(refusal.detail.ends_with("the revocations that came with it are in force"), "{refusal}");
+            assert!(peers(&handle).is_empty());
+            let held = handle.held().expect("what was held is held still");
+            assert_eq!(held.manifest.generation.revision, 5);
+            assert!(held.policy.service(&OWN.parse().expect("name")).is_some(), "the policy is the one before");
+            let again = give(&mut mesh, update).expect_err("refused");
+            assert!(!again.detail.contains("in force"), "nothing is new: {again}");
+        }
+        let (mut mesh, handle) = rig.open();
+        assert!(peers(&handle).is_empty(), "nor after a restart");
+        give(&mut mesh, rig.mesh.update(7, &scope)).expect("accepted");
+        assert!(peers(&handle).is_empty(), "nor when a later list leaves it out");
+    }
+}
+
+#[test]
+fn a_revocation_holds_on_a_node_whose_first_policy_is_refused() {
+    let rig = Rig::new();
+    let scope = rig.scope();
+    let instance = *scope.peers.keys().next().expect("a peer");
+    for (number, (update, reason)) in
+        unreadable(&rig, vec![revocation(RevocationTarget::Instance(instance))], 5).into_iter().enumerate()
+    {
+        let (mut mesh, handle) = rig.open();
+        assert_eq!(give(&mut mesh, update).expect_err("refused").reason, reason);
+        assert!(handle.view().borrow().is_none(), "nothing is known, closed");
+        drop((mesh, handle));
+        let (mut mesh, handle) = rig.open();
+        give(&mut mesh, rig.mesh.update(6 + number as u64, &scope)).expect("accepted");
+        assert!(peers(&handle).is_empty());
+        std::fs::remove_dir_all(rig.path()).expect("anew");
+    }
+}
+
+#[test]
+fn a_revocation_that_no_believed_manifest_names_changes_nothing() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    let scope = rig.scope();
+    give(&mut mesh, rig.mesh.update(5, &scope)).expect("accepted");
+    let instance = *scope.peers.keys().next().expect("a peer");
+    let revoked = vec![revocation(RevocationTarget::Instance(instance))];
+    let list = RevocationSet::new(revoked.clone()).encode();
+    let is_list = |object: &&mut wire::ScopeObject| object.kind == i32::from(wire::ObjectKind::Revocations);
+    let [(good, _), _] = unreadable(&rig, revoked.clone(), 6);
+    let mut unsigned = good.clone();
+    if let Some(signed) = &mut unsigned.manifest {
+        signed.signature[10] ^= 1;
+    }
+    let [(old, _), _] = unreadable(&rig, revoked.clone(), 4);
+    let [(mut slipped_in, _), _] = unreadable(&rig, Vec::new(), 6);
+    slipped_in.objects.iter_mut().filter(is_list).for_each(|object| object.content = list.clone().into());
+    let mut newer = good.clone();
+    newer.objects.iter_mut().filter(is_list).for_each(|object| object.min_reader = u32::MAX);
+    for (what, update) in
+        [("unsigned", unsigned), ("rolled back", old), ("slipped in", slipped_in), ("not readable here", newer)]
+    {
+        give(&mut mesh, update).expect_err(what);
+        assert_eq!(peers(&handle), [CALLER], "{what}");
+    }
+}
+
+#[test]
+fn the_refusal_of_an_update_is_answered_when_every_worker_judges_by_its_revocations() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    let scope = rig.scope();
+    give(&mut mesh, rig.mesh.update(5, &scope)).expect("accepted");
+    let (told, engine) = sync::channel();
+    mesh.handle(Command::Attach(Box::new(move |update: MeshUpdate| drop(told.send(update)))));
+    let first = engine.try_recv().expect("told what holds");
+    let instance = *scope.peers.keys().next().expect("a peer");
+    let [(update, _), _] = unreadable(&rig, vec![revocation(RevocationTarget::Instance(instance))], 6);
+    let (answer, mut answered) = oneshot::channel();
+    mesh.handle(Command::Update(Box::new(update), answer));
+    let second = engine.try_recv().expect("told");
+    assert_eq!((first.peers.len(), second.peers.len()), (1, 0));
+    assert!(answered.try_recv().is_err());
+    mesh.handle(Command::EngineApplied(second.generation));
+    assert_eq!(answered.try_recv().expect("answered").expect_err("refused").reason, Reason::PolicyInvalid);
+    assert_eq!(handle.held().map(|held| held.manifest.generation.revision), Some(5));
+}
+
 #[test]
 fn a_record_that_lies_is_refused_singly() {
     let rig = Rig::new();

@@ -189,6 +189,17 @@ impl RevocationSet {
         &self.all
     }
 
+    /// Whether some revocation here is not among `earlier`, or lasts longer than there.
+    #[must_use]
+    pub fn adds_to(&self, earlier: &Self) -> bool {
+        let mut ends: BTreeMap<_, UnixTime> = BTreeMap::new();
+        for old in &earlier.all {
+            let end = ends.entry(&old.target).or_default();
+            *end = (*end).max(old.expires_at);
+        }
+        self.all.iter().any(|revocation| ends.get(&revocation.target).is_none_or(|end| *end < revocation.expires_at))
+    }
+
     /// This set with what `earlier` had and is missing here, as long as it has not expired: a revocation
     /// once seen stays until the objects it concerns have ended, whatever a later list says. A later list may put
     /// that end off and not bring it forward.
