@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use warren_engine::identity::{RefusedRecord, VerifiedPeer, verify_signed_object};
 use warren_engine::mesh::{LocalKey, MeshUpdate, TunnelSecret};
 use warren_proto::certificate::{Chain, TunnelCertificate};
@@ -321,6 +321,22 @@ impl Mesh {
         let heartbeat = Heartbeat::decode(body.as_bytes())?;
         if heartbeat.node != self.start.node || heartbeat.trust_domain != self.start.trust_domain {
             return Err(Refusal::new(Reason::ManifestWrongNode, "the heartbeat is for another node"));
+        }
+        // It speaks of one generation, and is a word about no other: a node that missed something must not be reassured.
+        if heartbeat.generation > self.applied || self.knowledge.is_none() {
+            let (says, holds) = (heartbeat.generation, self.applied);
+            let detail = format!(
+                "the heartbeat confirms revision {}.{}, this node holds {}.{}",
+                says.epoch, says.revision, holds.epoch, holds.revision
+            );
+            return Err(Refusal::new(Reason::ManifestIncomplete, detail).hint("it is told the rest on a new link"));
+        }
+        if heartbeat.generation < self.applied {
+            debug!(
+                revision = heartbeat.generation.revision,
+                "a heartbeat from before the last update counts for nothing"
+            );
+            return Ok(());
         }
         if heartbeat.issued_at < self.heard {
             return Err(Refusal::new(Reason::ManifestRolledBack, "the heartbeat is older than one already heard"));

@@ -368,6 +368,22 @@ fn heartbeats_of_others_and_old_ones_keep_nothing_fresh() {
 }
 
 #[test]
+fn a_heartbeat_of_another_generation_than_the_one_held_keeps_nothing_fresh() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    give(&mut mesh, rig.mesh.update(5, &rig.scope())).expect("accepted");
+    let fresh = || handle.view().borrow().as_ref().map(|view| view.fresh_until);
+    let before = fresh();
+    pass(60);
+    for revision in [4, 6, 1 << 40] {
+        mesh.handle(Command::Heartbeat(rig.mesh.heartbeat(revision, CLOCK.get().wall)));
+        assert_eq!(fresh(), before, "revision {revision}");
+    }
+    mesh.handle(Command::Heartbeat(rig.mesh.heartbeat(5, CLOCK.get().wall)));
+    assert_eq!(fresh(), before.map(|before| UnixTime(before.0 + 60)));
+}
+
+#[test]
 fn an_update_is_answered_when_every_worker_judges_by_it_and_not_before() {
     let rig = Rig::new();
     let (mut mesh, handle) = rig.open();
