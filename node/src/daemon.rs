@@ -106,7 +106,7 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
         stopper: stopper.clone(),
     });
 
-    let mesh = tokio::spawn(mesh.run());
+    let mesh = mesh.start();
     let mut tasks = Tasks::default();
     tasks.spawn("local-api", ends_well(local_api.run(surface, stop.clone())));
     let control = Control {

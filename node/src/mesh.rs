@@ -162,8 +162,15 @@ impl Mesh {
         Ok((mesh, MeshHandle { commands, view: watch_view, answered: watch_answered, bundle: watch_bundle }))
     }
 
+    /// Works on a thread of its own until every handle is gone: it checks signatures by the thousand and waits for the disk,
+    /// and no other task is to wait with it.
+    pub fn start(self) -> tokio::task::JoinHandle<()> {
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(self.run()))
+    }
+
     /// Works until every handle is gone, then writes what is not on disk yet.
-    pub async fn run(mut self) {
+    async fn run(mut self) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut count = 0_u32;

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::control_client::issue::{TunnelRequest, node_validity};
 use crate::control_client::session::{LinkState, Wanted};
 use crate::mesh::MeshHandle;
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, StateError};
 use crate::stop::Stop;
 
 /// At least so long between two looks at what is due.
@@ -129,7 +129,7 @@ impl Renewal {
                         return;
                     }
                     let bundle = bundle.borrow_and_update().clone();
-                    self.keep_bundle(&bundle);
+                    self.keep_bundle(&bundle).await;
                 }
                 () = stop.stopped() => return,
             }
@@ -159,7 +159,8 @@ impl Renewal {
         let validity = newest(&instance)
             .ok_or_else(|| Refusal::new(Reason::CertificateMalformed, "the certificate issued does not parse"))?;
         // First on disk, then in use: a key that peers learn of must survive a restart.
-        KeyStore::new(&self.state).save_instance(&instance)?;
+        let stored = instance.clone();
+        self.keep(move |store| store.save_instance(&stored)).await?;
         info!(workload = %instance.workload, instance = %instance.id, until = %validity.not_after, "tunnel certificate issued");
         self.instance = Some(instance.clone());
         self.mesh.instance(instance).await;
@@ -170,26 +171,40 @@ impl Renewal {
         let (answer, receive) = oneshot::channel();
         let (key, chain) = self.ask(Wanted::Node(answer), receive).await?;
         let (not_before, not_after) = node_validity(&chain)?;
-        let identity = NodeIdentity { key, chain, ..NodeIdentity::clone(&self.identity.borrow()) };
-        KeyStore::new(&self.state).save_node(&identity)?;
+        let identity = Arc::new(NodeIdentity { key, chain, ..NodeIdentity::clone(&self.identity.borrow()) });
+        let stored = identity.clone();
+        self.keep(move |store| store.save_node(&stored)).await?;
         info!(until = %not_after, "node certificate renewed");
-        self.identity.send_replace(Arc::new(identity));
+        self.identity.send_replace(identity);
         Ok(Validity { not_before, not_after })
     }
 
     /// The roots have changed: the next start must trust the new ones.
-    fn keep_bundle(&mut self, bundle: &TrustBundle) {
+    async fn keep_bundle(&mut self, bundle: &TrustBundle) {
         let held = self.identity.borrow().clone();
         let stored = StoredBundle::from(bundle);
         if held.bundle == stored {
             return;
         }
-        let identity = NodeIdentity { bundle: stored, ..NodeIdentity::clone(&held) };
-        match KeyStore::new(&self.state).save_node(&identity) {
+        let identity = Arc::new(NodeIdentity { bundle: stored, ..NodeIdentity::clone(&held) });
+        let stored = identity.clone();
+        match self.keep(move |store| store.save_node(&stored)).await {
             Ok(()) => info!(sequence = bundle.sequence(), "trust bundle stored"),
-            Err(failure) => error!(next = failure.hint(), "the trust bundle is not stored: {failure}"),
+            Err(failure) => error!(next = failure.hint, "the trust bundle is not stored: {failure}"),
         }
-        self.identity.send_replace(Arc::new(identity));
+        self.identity.send_replace(identity);
+    }
+
+    /// Writes to the key store where no other task waits for the disk.
+    async fn keep(
+        &self,
+        write: impl FnOnce(KeyStore<'_>) -> Result<(), StateError> + Send + 'static,
+    ) -> Result<(), Refusal> {
+        let state = self.state.clone();
+        let written = tokio::task::spawn_blocking(move || write(KeyStore::new(&state))).await;
+        let crashed =
+            |error| Refusal::new(Reason::Internal, format!("writing to the state directory crashed: {error}"));
+        Ok(written.map_err(crashed)??)
     }
 
     fn choose_workload(&self) -> Result<WorkloadName, Refusal> {

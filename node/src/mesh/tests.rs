@@ -406,6 +406,22 @@ fn an_update_is_answered_when_every_worker_judges_by_it_and_not_before() {
     assert_eq!(held(), Some(6));
 }
 
+#[tokio::test]
+async fn updates_are_judged_and_written_where_no_other_task_waits_for_it() {
+    let rig = Rig::new();
+    let (mesh, handle) = rig.open();
+    let owner = mesh.start();
+    let (told, thread) = sync::channel();
+    handle.attach(Box::new(move |_| told.send(std::thread::current().id()).unwrap_or_default())).await;
+    let answer = handle.update(rig.mesh.update(5, &rig.scope())).await;
+    handle.view().wait_for(Option::is_some).await.expect("published");
+    assert_ne!(thread.recv().expect("told"), std::thread::current().id());
+    handle.engine_applied(1).await;
+    assert_eq!(answer.await.expect("answered").expect("accepted").generation.revision, 5);
+    drop(handle);
+    owner.await.expect("ends with the last handle");
+}
+
 #[test]
 fn an_update_that_cannot_be_written_is_in_force_and_not_acknowledged() {
     let rig = Rig::new();
