@@ -89,6 +89,8 @@ fn routes() -> OpenApiRouter<Api> {
             .routes(routes!(join_tokens::delete))
             .routes(routes!(nodes::list))
             .routes(routes!(nodes::get, nodes::forget))
+            .routes(routes!(nodes::set_workloads))
+            .routes(routes!(nodes::forget_instance))
             .routes(routes!(workloads::list))
             .routes(routes!(workloads::get))
             .routes(routes!(workloads::list_services))

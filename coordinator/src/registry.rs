@@ -32,9 +32,10 @@ use crate::store::{Commit, CommitId, Outcome, Read, Revision, Store, StoreError,
 
 pub(crate) use admin_tokens::deletable_admin_token;
 pub use instances::TunnelRequest;
+pub(crate) use instances::forgettable_instance;
 pub use mesh::read_settings;
-pub(crate) use nodes::admitted_node;
 pub use nodes::{EnrolledNode, Enrolment, RENEWAL_GRACE};
+pub(crate) use nodes::{admitted_node, node_with_workloads};
 pub use policy::{Applied, PolicyRefused, Submission};
 pub use revocation::Revoke;
 pub use tokens::NewJoinToken;

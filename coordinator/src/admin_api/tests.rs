@@ -15,6 +15,8 @@ use crate::registry::Caller;
 use crate::state::records::MeshSettings;
 use crate::store::{Options, Seams, SledStore};
 
+mod nodes;
+
 const START: UnixTime = UnixTime(1_800_000_000);
 
 const BANK: &str = "\
@@ -197,6 +199,8 @@ const OPERATIONS: &[(&str, &str, Option<Role>)] = &[
     ("get", "/nodes", Some(Role::Viewer)),
     ("get", "/nodes/{id}", Some(Role::Viewer)),
     ("delete", "/nodes/{id}", Some(Role::Operator)),
+    ("put", "/nodes/{id}/workloads", Some(Role::Operator)),
+    ("delete", "/instances/{id}", Some(Role::Operator)),
     ("get", "/workloads", Some(Role::Viewer)),
     ("get", "/workloads/{namespace}/{name}", Some(Role::Viewer)),
     ("get", "/services", Some(Role::Viewer)),

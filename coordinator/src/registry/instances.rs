@@ -124,26 +124,40 @@ impl Registry {
         id: InstanceId,
         if_match: Option<Revision>,
     ) -> Result<(), Refusal> {
-        let state = self.state();
-        let instance = state.instances.get(&id).ok_or_else(|| unknown(id))?;
-        check_match("the instance", instance.modified, if_match)?;
-        if instance.revoked_at.is_none() && instance.valid_until() > self.now() {
-            return Err(Refusal::new(Reason::Conflict, format!("instance {id} is still trusted"))
-                .hint("revoke it first; a node that is revoked takes its instances with it"));
-        }
-        self.remove_instance(caller, id).await
+        self.change(caller, |state, now| forget(state, forgettable_instance(state, id, if_match, now)?, now)).await
     }
 
     pub(super) async fn remove_instance(&self, caller: &Caller, id: InstanceId) -> Result<(), Refusal> {
-        self.change(caller, |state, now| {
-            let Some(known) = state.instances.get(&id) else { return Ok(Plan::Answer(())) };
-            let mut transaction = Transaction::default();
-            release(&mut transaction, state, known, now)?;
-            let entry = Entry { action: "instance.forget", object: id.to_string(), old: Some(shown(known)), new: None };
-            Ok(Plan::Commit { transaction, entry, answer: () })
+        self.change(caller, |state, now| match state.instances.get(&id) {
+            Some(known) => forget(state, known, now),
+            None => Ok(Plan::Answer(())),
         })
         .await
     }
+}
+
+/// The instance, if it may be forgotten: it or its node was revoked, or nothing that it holds is in date.
+pub(crate) fn forgettable_instance(
+    state: &State,
+    id: InstanceId,
+    if_match: Option<Revision>,
+    now: UnixTime,
+) -> Result<&Stored<Instance>, Refusal> {
+    let instance = state.instances.get(&id).ok_or_else(|| unknown(id))?;
+    check_match("the instance", instance.modified, if_match)?;
+    let trusted_node = state.nodes.get(&instance.node).is_some_and(|node| node.revoked_at.is_none());
+    if instance.revoked_at.is_none() && trusted_node && instance.valid_until() > now {
+        return Err(Refusal::new(Reason::Conflict, format!("instance {id} is still trusted"))
+            .hint("revoke it first; a node that is revoked takes its instances with it"));
+    }
+    Ok(instance)
+}
+
+fn forget(state: &State, known: &Stored<Instance>, now: UnixTime) -> Result<Plan<()>, Refusal> {
+    let mut transaction = Transaction::default();
+    release(&mut transaction, state, known, now)?;
+    let entry = Entry { action: "instance.forget", object: known.id.to_string(), old: Some(shown(known)), new: None };
+    Ok(Plan::Commit { transaction, entry, answer: () })
 }
 
 /// Deletes an instance and puts its addresses into quarantine until no certificate alive can name them.

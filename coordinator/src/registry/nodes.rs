@@ -139,19 +139,14 @@ impl Registry {
         &self,
         caller: &Caller,
         id: NodeId,
-        mut workloads: Vec<WorkloadName>,
+        workloads: Vec<WorkloadName>,
         if_match: Option<Revision>,
     ) -> Result<Arc<Stored<Node>>, Refusal> {
-        workloads.sort();
-        workloads.dedup();
-        if workloads.len() > MAX_WORKLOADS {
-            let detail = format!("workloads: {}, at most {MAX_WORKLOADS}", workloads.len());
-            return Err(Refusal::new(Reason::InvalidField, detail));
-        }
         self.change(caller, |state, _| {
-            let known = state.nodes.get(&id).ok_or_else(|| unknown(id))?;
-            check_match("the node", known.modified, if_match)?;
-            let node = Node { workloads: workloads.clone(), ..known.value.clone() };
+            let (known, node) = node_with_workloads(state, id, workloads.clone(), if_match)?;
+            if node.workloads == known.workloads {
+                return Ok(Plan::Answer(()));
+            }
             let mut transaction = Transaction::default();
             transaction.replace(&Key::Node(id), known.modified, &node)?;
             Ok(Plan::Commit { transaction, entry: entry("node.set-workloads", Some(known), &node), answer: () })
@@ -192,6 +187,24 @@ impl Registry {
         let lifetime = Duration::from_secs(u64::from(state.settings()?.node_certificate_lifetime));
         self.authority().issue_node(key, id, lifetime, now)
     }
+}
+
+/// A node as it is, and as it would be with these identities.
+pub(crate) fn node_with_workloads(
+    state: &State,
+    id: NodeId,
+    mut workloads: Vec<WorkloadName>,
+    if_match: Option<Revision>,
+) -> Result<(&Arc<Stored<Node>>, Node), Refusal> {
+    workloads.sort();
+    workloads.dedup();
+    if workloads.len() > MAX_WORKLOADS {
+        let detail = format!("workloads: {}, at most {MAX_WORKLOADS}", workloads.len());
+        return Err(Refusal::new(Reason::InvalidField, detail));
+    }
+    let known = admitted_node(state, id)?;
+    check_match("the node", known.modified, if_match)?;
+    Ok((known, Node { workloads, ..known.value.clone() }))
 }
 
 /// The node's registration, when it may be served: known, and not revoked.

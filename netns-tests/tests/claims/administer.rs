@@ -1,8 +1,8 @@
 //! Administrators and their commands: who may do what, what each exit code means, what the log keeps.
 //!
 //! ```text
-//!   coordinator
-//!   ===========
+//!   coordinator   web-1 (once)
+//!   ==========================
 //! ```
 
 use std::ffi::OsStr;
@@ -24,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         claim("administer::a_coordinator_of_another_mesh_gets_no_token", another_mesh),
         claim("administer::policy_is_checked_and_tested_with_the_coordinator_away", offline),
         claim("administer::the_log_has_a_row_for_every_change_and_its_chain_holds", audit),
+        claim("administer::what_a_node_may_hold_is_changed_and_what_ended_on_it_is_forgotten", node_verbs),
     ]
 }
 
@@ -146,5 +147,37 @@ fn audit() -> Result<()> {
     ensure!(rows[0]["why"] == "rack 4" && rows[0]["who"] == "admin:admin", "{}", rows[0]);
     let report = mesh.coordinator.say(&["audit", "verify", "-o", "json"])?.expect(0)?.json()?;
     ensure!(report["intact"] == true && report["entries"] == rows.len(), "{report}");
+    Ok(())
+}
+
+fn node_verbs() -> Result<()> {
+    let mut mesh = Mesh::new(&[])?;
+    let _web = mesh.node("web-1", WEB)?;
+    let say = |words: &[&str]| mesh.coordinator.say(words);
+    let node = |words: &[&str]| say(words)?.expect(0)?.json();
+    let listed = node(&["node", "list", "-o", "json"])?["items"][0].clone();
+    let id = listed["id"].as_str().context("an id")?;
+    let instance = listed["instances"][0]["id"].as_str().context("an instance")?;
+    let dry = node(&["node", "set-workloads", id, "shop/checkout", "--dry-run", "-o", "json"])?;
+    ensure!(dry["workloads"] == serde_json::json!(["shop/checkout"]), "{dry}");
+    ensure!(
+        node(&["node", "show", id, "-o", "json"])?["workloads"] == serde_json::json!([WEB]),
+        "a dry run changed it"
+    );
+    let both = node(&["node", "set-workloads", id, WEB, "shop/checkout", "-m", "a second one", "-o", "json"])?;
+    ensure!(both["workloads"] == serde_json::json!(["shop/checkout", WEB]), "{both}");
+    ensure!(node(&["node", "set-workloads", id, "--none", "-o", "json"])?["workloads"] == serde_json::json!([]));
+    say(&["node", "set-workloads", id])?.expect(2)?;
+    let trusted = say(&["node", "forget-instance", instance])?.expect(7)?;
+    ensure!(trusted.stderr.contains("revoke it first"), "the next step is not named: {trusted:?}");
+    say(&["node", "revoke", id, "--yes"])?.expect(0)?;
+    say(&["node", "forget-instance", instance])?.expect(0)?;
+    ensure!(node(&["node", "show", id, "-o", "json"])?["instances"] == serde_json::json!([]));
+    say(&["node", "forget", id])?.expect(0)?;
+    ensure!(node(&["node", "list", "-o", "json"])?["items"] == serde_json::json!([]));
+    let log = node(&["audit", "list", "-o", "json"])?;
+    let row = log["items"].as_array().context("rows")?.iter().find(|row| row["why"] == "a second one");
+    let row = row.context("the change left no row with its words")?;
+    ensure!(row["action"] == "node.set-workloads" && row["old"]["workloads"] == serde_json::json!([WEB]), "{row}");
     Ok(())
 }

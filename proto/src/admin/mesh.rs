@@ -339,6 +339,15 @@ pub enum RevocationTarget {
     Issuer(String),
 }
 
+/// The identities that a node may hold from now on, all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeWorkloads {
+    /// At most 96; empty takes every one away.
+    #[schema(value_type = Vec<String>)]
+    pub workloads: Vec<WorkloadName>,
+}
+
 /// Revokes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

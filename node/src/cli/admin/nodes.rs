@@ -1,11 +1,13 @@
-//! `warren node list | show | revoke | forget`.
+//! `warren node list | show | set-workloads | revoke | forget | forget-instance`.
 
 use std::time::Duration;
 
 use clap::Subcommand;
 use hyper::Method;
-use warren_proto::NodeId;
-use warren_proto::admin::{Deleted, NewRevocation, Node, NodeLink, NodeList, Revocation, RevocationTarget};
+use warren_proto::admin::{
+    Deleted, NewRevocation, Node, NodeLink, NodeList, NodeWorkloads, Revocation, RevocationTarget,
+};
+use warren_proto::{InstanceId, NodeId, WorkloadName};
 
 use super::connection::Connection;
 use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, confirm, duration, joined};
@@ -20,7 +22,9 @@ Examples:
   warren node list -o wide
   warren node show web-1
   warren node revoke 4f6a1c22 -m 'stolen laptop' --yes --wait 30s     exit 4: not everybody has it yet
-  warren node forget 4f6a1c22")]
+  warren node forget 4f6a1c22
+  warren node set-workloads web-1 shop/web-frontend shop/checkout
+  warren node forget-instance 9b1d0c55e2f34a6788c0d1e2f3a4b5c6")]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     connection: Connection,
@@ -37,6 +41,23 @@ enum Verb {
         /// Id, its beginning, or host name.
         node: String,
     },
+    /// Say which identities a node may hold, all of them. What runs under one taken away ends with its certificate
+    SetWorkloads {
+        /// Id, its beginning, or host name.
+        node: String,
+        /// Every identity that it may hold from now on, <namespace>/<name>.
+        #[arg(value_name = "WORKLOAD", required_unless_present = "none")]
+        workloads: Vec<WorkloadName>,
+        /// None at all.
+        #[arg(long, conflicts_with = "workloads")]
+        none: bool,
+        /// Why, for the audit log.
+        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
+        why: String,
+        /// Check the request and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Cut a node off: its certificates end now, its tunnels and flows with them. It must enrol anew
     Revoke {
         /// Id, its beginning, or host name.
@@ -50,6 +71,17 @@ enum Verb {
         /// Wait until every connected node that it concerns has acknowledged.
         #[arg(long, value_name = "TIME", value_parser = duration)]
         wait: Option<Duration>,
+        /// Check the request and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Take an instance that was revoked or has ended off the list: its addresses are given back
+    ForgetInstance {
+        /// Its whole id, as `warren workload list -o wide` shows it.
+        instance: InstanceId,
+        /// Why, for the audit log.
+        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
+        why: String,
         /// Check the request and change nothing.
         #[arg(long)]
         dry_run: bool,
@@ -73,6 +105,19 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 context.output.print(&Items { items })?;
             }
             Verb::Show { node } => context.output.print(&find(&mut client, &node).await?)?,
+            Verb::SetWorkloads { node, workloads, none: _, why, dry_run } => {
+                let node = find(&mut client, &node).await?;
+                let terms = Terms { dry_run, why, if_match: None };
+                let (path, body) = (format!("/nodes/{}/workloads", node.id), NodeWorkloads { workloads });
+                let changed: Node = client.change(Method::PUT, &path, Some(&body), &terms).await?;
+                context.output.print(&changed)?;
+            }
+            Verb::ForgetInstance { instance, why, dry_run } => {
+                let terms = Terms { dry_run, why, if_match: None };
+                let path = format!("/instances/{instance}");
+                let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &terms).await?;
+                context.output.print(&gone)?;
+            }
             Verb::Revoke { node, why, yes, wait, dry_run } => {
                 let node = find(&mut client, &node).await?;
                 if !dry_run {
