@@ -1,7 +1,6 @@
 //! Policy: a Set is applied whole, as one numbered revision, or not at all.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use warren_proto::UnixTime;
 use warren_proto::policy::cases::{TestResult, run_tests};
@@ -94,14 +93,17 @@ impl Registry {
     /// Checks a Set together with everything else that is in force (names, tests, enforceability) and puts the
     /// whole into force as the next revision.
     pub async fn apply_policy(&self, caller: &Caller, submission: Submission) -> Result<Applied, PolicyRefused> {
-        let documents = Documents::from_files(&submission.files).map_err(invalid)?;
-        let state = self.state();
+        let (state, now, dry_run) = (self.state(), self.now(), submission.dry_run);
         check_base(&state, submission.if_match)?;
-        let current: Vec<_> = state.policy.objects.iter().map(|stored| owned(stored)).collect();
-        let planned = plan(&current, &documents, submission.allow_delete)?;
-        let objects = planned.result.into_iter().map(|owned| StoredPolicy { set: owned.set, object: owned.object });
-        let candidate = self.judge(&state, PolicyCause::Apply(planned.set), objects.collect()).await?;
-        self.put_in_force(caller, candidate, submission.dry_run).await
+        let candidate = blocking(move || {
+            let documents = Documents::from_files(&submission.files).map_err(invalid)?;
+            let current: Vec<_> = state.policy.objects.iter().map(|stored| owned(stored)).collect();
+            let planned = plan(&current, &documents, submission.allow_delete)?;
+            let objects = planned.result.into_iter().map(|owned| StoredPolicy { set: owned.set, object: owned.object });
+            judge(&state, PolicyCause::Apply(planned.set), objects.collect(), now)
+        })
+        .await?;
+        self.put_in_force(caller, candidate, dry_run).await
     }
 
     /// Puts an earlier revision back into force, as a new revision.
@@ -118,22 +120,13 @@ impl Registry {
             Refusal::new(Reason::NotFound, format!("policy revision {to} is not kept"))
                 .hint("list revisions with `warren policy history`")
         })?;
-        let objects = objects.iter().map(|stored| (**stored).clone()).collect();
-        let candidate = self.judge(&state, PolicyCause::Rollback(to), objects).await?;
+        let now = self.now();
+        let candidate = blocking(move || {
+            let objects = objects.iter().map(|stored| (**stored).clone()).collect();
+            judge(&state, PolicyCause::Rollback(to), objects, now)
+        })
+        .await?;
         self.put_in_force(caller, candidate, dry_run).await
-    }
-
-    async fn judge(
-        &self,
-        state: &Arc<State>,
-        cause: PolicyCause,
-        objects: Vec<StoredPolicy>,
-    ) -> Result<Candidate, PolicyRefused> {
-        let (state, now) = (Arc::clone(state), self.now());
-        // Proofs over all identities and ports may take a while; sessions must not wait for them.
-        tokio::task::spawn_blocking(move || judge(&state, cause, objects, now))
-            .await
-            .map_err(|_| Refusal::new(Reason::Internal, "checking the policy failed; see the coordinator's log"))?
     }
 
     async fn put_in_force(
@@ -244,6 +237,15 @@ impl Registry {
         self.put_unreferenced(writes.into_values().collect()).await?;
         Ok(trees)
     }
+}
+
+/// Reading megabytes of documents, and proofs over all identities and ports, take a while; sessions must not wait for them.
+async fn blocking(
+    work: impl FnOnce() -> Result<Candidate, PolicyRefused> + Send + 'static,
+) -> Result<Candidate, PolicyRefused> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Refusal::new(Reason::Internal, "checking the policy failed; see the coordinator's log"))?
 }
 
 fn judge(

@@ -14,6 +14,8 @@ use crate::clock::Source;
 use crate::state::records::{Instance, MeshSettings};
 use crate::store::{Options, Seams, SledStore};
 
+mod policy;
+
 const START: UnixTime = UnixTime(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
 
