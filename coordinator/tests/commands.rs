@@ -227,6 +227,58 @@ fn a_lost_administrator_gets_in_again_on_the_machine_itself_and_leaves_a_trace()
     assert!(String::from_utf8_lossy(&whole.stdout).contains("nothing to recover"), "{}", error_of(&whole));
 }
 
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_store_that_was_rolled_back_serves_only_after_its_loss_was_accepted_and_then_in_a_new_epoch() {
+    let mesh = Mesh::init();
+    let config = mesh.file("coordinator.yaml");
+    let command = |words: &[&str]| {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_warren-coordinator"));
+        run.args(words).arg("--config").arg(&config).env("WARREN_COORDINATOR_STORE_KEEP_FREE", "0MiB");
+        run.output().unwrap()
+    };
+    let older = mesh.home.path().join("older");
+    copy(&mesh.file("store"), &older);
+    let first_token = fs::read_to_string(mesh.file("first-run-token")).unwrap();
+    // A change that was acknowledged, and that the older copy does not have.
+    assert!(command(&["admin", "recover"]).status.success());
+    assert_ne!(fs::read_to_string(mesh.file("first-run-token")).unwrap(), first_token);
+    fs::remove_dir_all(mesh.file("store")).unwrap();
+    copy(&older, &mesh.file("store"));
+
+    let refused = mesh.serve().output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{}", error_of(&refused));
+    assert!(error_of(&refused).contains("recover"), "{}", error_of(&refused));
+    let asked = command(&["recover"]);
+    assert_eq!(asked.status.code(), Some(1), "{}", error_of(&asked));
+    assert!(error_of(&asked).contains("--accept-loss"), "{}", error_of(&asked));
+    let still = mesh.serve().output().unwrap();
+    assert_eq!(still.status.code(), Some(1), "asking changed nothing: {}", error_of(&still));
+
+    let accepted = command(&["recover", "--accept-loss"]);
+    let said = String::from_utf8_lossy(&accepted.stdout).into_owned();
+    assert!(accepted.status.success(), "{}", error_of(&accepted));
+    assert!(said.contains("epoch 2") && said.contains("revoke again"), "{said}");
+    let mut running = mesh.start();
+    let status = mesh.status();
+    assert!(status.status.success(), "{}", error_of(&status));
+    assert_eq!(running.signal(Signal::TERM), Some(0));
+    let whole = command(&["recover"]);
+    assert!(String::from_utf8_lossy(&whole.stdout).contains("nothing to recover"), "{}", error_of(&whole));
+}
+
 #[test]
 fn the_book_states_every_configuration_key_as_the_command_prints_it() {
     let printed = run(&["reference"]);
