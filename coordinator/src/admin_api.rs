@@ -31,6 +31,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use warren_proto::admin::BASE_PATH;
 
+use crate::audit::Verifier;
 use crate::distribution::Links;
 use crate::registry::Registry;
 
@@ -46,6 +47,7 @@ struct Shared {
     links: Arc<Links>,
     hosts: Vec<String>,
     once: once::Once,
+    verifier: Verifier,
 }
 
 impl std::fmt::Debug for Api {
@@ -59,11 +61,15 @@ impl Api {
     /// cannot make a browser's request to its own name end at ours under such a Host.
     #[must_use]
     pub fn new(registry: Arc<Registry>, links: Arc<Links>, hosts: Vec<String>) -> Self {
-        Self(Arc::new(Shared { registry, links, hosts, once: once::Once::default() }))
+        Self(Arc::new(Shared { registry, links, hosts, once: once::Once::default(), verifier: Verifier::default() }))
     }
 
     fn registry(&self) -> &Arc<Registry> {
         &self.0.registry
+    }
+
+    fn verifier(&self) -> &Verifier {
+        &self.0.verifier
     }
 
     fn links(&self) -> &Links {

@@ -5,6 +5,8 @@
 //! the SHA-256 of the stored bytes of the entry before it. That the newest entries were not cut off is the store's to
 //! show (its mark and digest), or an auditor's who noted an earlier [`Verified::head`].
 
+use std::time::{Duration, Instant};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -20,6 +22,9 @@ pub const MAX_PAGE: usize = 500;
 
 /// Values larger than this, as JSON, are kept as their digest: the object's own history has the rest.
 const MAX_OBJECT: usize = 3 * 1024;
+
+/// How long a verification of the same log is good for.
+const VERIFIED_FOR: Duration = Duration::from_secs(60);
 
 /// The longest `who`, `object` and `why`, in bytes; longer ones are cut. Escaped in JSON they may grow sixfold, and an
 /// entry must fit the store.
@@ -229,6 +234,32 @@ pub enum Broken {
     /// The log could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Verifies for whoever asks: one at a time, and no more often than a log that does not grow is worth.
+#[derive(Debug, Default)]
+pub struct Verifier(tokio::sync::Mutex<Option<(Instant, Verified)>>);
+
+impl Verifier {
+    /// As [`verify`]; while the log has the same head, a good outcome at most a minute old at `now` is given again. A break is
+    /// looked for anew each time.
+    ///
+    /// # Errors
+    /// The first break.
+    pub async fn verify(&self, store: &dyn Store, now: Instant) -> Result<Verified, Broken> {
+        let mut last = self.0.lock().await;
+        if let Some((at, verified)) = &*last
+            && now.saturating_duration_since(*at) < VERIFIED_FOR
+            && let Ok(end) = Chain::load(store).await
+            && (end.last, end.head) == (verified.last, verified.head)
+        {
+            return Ok(*verified);
+        }
+        *last = None;
+        let verified = verify(store).await?;
+        *last = Some((now, verified));
+        Ok(verified)
+    }
 }
 
 /// Reads the whole log, oldest first, and checks every link.

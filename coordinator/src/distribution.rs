@@ -25,6 +25,7 @@ mod update;
 
 use std::time::Duration;
 
+pub(crate) use limits::network;
 pub use links::{LinkStatus, Links, RefusedUpdate, Unacknowledged};
 pub use listener::{Listener, ListenerError};
 

@@ -1,6 +1,8 @@
 //! The HTTPS listener: TLS 1.3 with the coordinator's certificate, HTTP/1.1, every connection bounded.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -15,10 +17,15 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::Api;
+use crate::distribution::network;
 use crate::registry::Registry;
 
 /// Connections at once: people, scripts and consoles, not nodes.
 const MAX_CONNECTIONS: usize = 256;
+
+/// Connections at once of one source, an IPv4 address or an IPv6 /64: who opens them by the hundred shuts out himself. A proxy
+/// that many people come through keeps its connections and stays below.
+pub(super) const MAX_OF_SOURCE: usize = 64;
 
 /// The TLS handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -46,6 +53,7 @@ pub async fn serve(listener: TcpListener, api: Api, mut stop: watch::Receiver<bo
     };
     let service = super::router(api);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let sources = Arc::new(Sources::default());
     let mut connections = JoinSet::new();
     loop {
         // A connection is accepted only when there is room for it: the rest wait in the system's queue.
@@ -55,7 +63,7 @@ pub async fn serve(listener: TcpListener, api: Api, mut stop: watch::Receiver<bo
             accepted = accept(&listener, &room) => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let (stream, permit) = match accepted {
+        let (stream, source, permit) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "the admin listener cannot accept");
@@ -63,10 +71,12 @@ pub async fn serve(listener: TcpListener, api: Api, mut stop: watch::Receiver<bo
                 continue;
             }
         };
+        // Over its share a source's connection is closed before anything is read.
+        let Some(seat) = sources.seat(source) else { continue };
         let (acceptor, service, stop) = (acceptor.clone(), service.clone(), stop.clone());
         connections.spawn(async move {
             connection(stream, acceptor, service, stop).await;
-            drop(permit);
+            drop((seat, permit));
         });
     }
     let drained = async { while connections.join_next().await.is_some() {} };
@@ -78,10 +88,47 @@ pub async fn serve(listener: TcpListener, api: Api, mut stop: watch::Receiver<bo
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(TcpStream, IpAddr, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address.ip(), permit))
+}
+
+/// How many connections each source has open.
+#[derive(Debug, Default)]
+struct Sources(Mutex<HashMap<IpAddr, usize>>);
+
+impl Sources {
+    /// A place for one more connection of `source`; none when it has its share.
+    fn seat(self: &Arc<Self>, source: IpAddr) -> Option<Seat> {
+        let source = network(source);
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(source).or_default();
+        if *count >= MAX_OF_SOURCE {
+            return None;
+        }
+        *count += 1;
+        Some(Seat { sources: Arc::clone(self), source })
+    }
+}
+
+/// A connection's place, given back with it.
+#[derive(Debug)]
+struct Seat {
+    sources: Arc<Sources>,
+    source: IpAddr,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut open = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.source);
+            }
+        }
+    }
 }
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, service: axum::Router, mut stop: watch::Receiver<bool>) {

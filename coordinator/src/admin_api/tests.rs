@@ -15,6 +15,7 @@ use crate::registry::Caller;
 use crate::state::records::MeshSettings;
 use crate::store::{Options, Seams, SledStore};
 
+mod bounds;
 mod nodes;
 
 const START: UnixTime = UnixTime(1_800_000_000);

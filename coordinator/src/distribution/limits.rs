@@ -64,7 +64,7 @@ impl Bucket {
 }
 
 /// Who pays for a source: an IPv4 address, or an IPv6 /64, which is what one host commonly has.
-pub(super) fn network(source: IpAddr) -> IpAddr {
+pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
