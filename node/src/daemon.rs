@@ -90,6 +90,7 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
     let (report, facts) = watch::channel(known);
     let device = claimed.index();
     let (wanted, wanted_by) = mpsc::channel(WANTED);
+    let overlay = identity.overlay;
     let (identity, identity_watch) = watch::channel(Arc::new(identity));
     let (ready, ready_watch) = watch::channel(false);
     let (questions, asked) = mpsc::unbounded_channel();
@@ -140,7 +141,8 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
         tasks.spawn("addresses", ends_well(hold(report, stop.clone())));
     }
     tasks.spawn("notify", ends_well(notify(ready_watch, handle.clone(), stop.clone())));
-    let around = tunnel::Around { mesh: handle.clone(), flows, clock, questions: asked, ready, stop: stop.clone() };
+    let around =
+        tunnel::Around { mesh: handle.clone(), overlay, flows, clock, questions: asked, ready, stop: stop.clone() };
     tasks.spawn("tunnel", tunnel::run(claimed, around));
 
     let ended = supervise(&mut tasks, &stopper, &stop).await;

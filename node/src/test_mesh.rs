@@ -183,6 +183,7 @@ impl TestMesh {
             key,
             chain,
             bundle: StoredBundle::from(&self.bundle()),
+            overlay: Some(self.overlay),
         }
     }
 

@@ -13,10 +13,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use warren_netns_tests::host::Outcome;
-use warren_netns_tests::mesh::{IN_FORCE, Node};
+use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
 use warren_netns_tests::processes::eventually;
 
-use super::{ANSWER_TEXT, WEB, claim, wait_until_allowed, web_and_bank};
+use super::{ANSWER_TEXT, BANK, WEB, claim, wait_until_allowed, web_and_bank};
 
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         claim("guard::a_neighbour_that_routes_to_an_overlay_address_reaches_nothing", neighbour),
         claim("guard::with_the_node_killed_overlay_traffic_does_not_leave_in_clear", killed),
         claim("guard::after_a_reboot_a_node_without_certificates_or_coordinator_is_closed", rebooted),
+        claim("guard::an_enrolled_node_that_was_never_told_anything_is_closed", never_told),
         claim("guard::a_stopped_node_leaves_overlay_traffic_unreachable", stopped),
     ]
 }
@@ -92,6 +93,25 @@ fn rebooted() -> Result<()> {
     // The coordinator is back: the node gets an instance and opens.
     mesh.coordinator.start()?;
     wait_until_allowed(&again, &bank)
+}
+
+fn never_told() -> Result<()> {
+    let mut mesh = Mesh::new(&["--overlay-v4", "10.77.0.0/16"])?;
+    let bank = mesh.node("bank-1", BANK)?;
+    let mut web = mesh.enrol("web-1", WEB)?;
+    mesh.coordinator.stop()?;
+    let attempt = |to: IpAddr| web.host.udp((to, 8080).into(), ANSWER_TEXT, Duration::from_millis(200));
+    let addresses = bank.addresses()?;
+    for address in &addresses {
+        let (outcome, _) = attempt(*address)?;
+        ensure!(outcome == Outcome::Silence, "{address} does not leave by the default route: {outcome:?}");
+    }
+    web.start_unready()?;
+    let attempt = |to: IpAddr| web.host.udp((to, 8080).into(), ANSWER_TEXT, Duration::from_millis(200));
+    for address in &addresses {
+        eventually("the host is closed", IN_FORCE, || Ok(attempt(*address)?.0 == Outcome::Unreachable))?;
+    }
+    Ok(())
 }
 
 fn stopped() -> Result<()> {

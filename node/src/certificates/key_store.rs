@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use warren_proto::join_token::JoinTokenId;
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{InstanceId, NodeId, OverlayAddresses, TrustBundle, TrustDomain, WorkloadName, wire};
+use warren_proto::{InstanceId, NodeId, Overlay, OverlayAddresses, TrustBundle, TrustDomain, WorkloadName, wire};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -174,6 +174,10 @@ pub struct NodeIdentity {
     pub chain: Chain,
     /// The trust anchors: those of enrolment, replaced by each newer signed bundle.
     pub bundle: StoredBundle,
+    /// The overlay's prefixes as enrolment told them: what the host is closed for until a signed manifest says it. An identity
+    /// stored by an older node has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
 }
 
 /// The roots of the mesh's trust domain.

@@ -10,7 +10,7 @@ use warren_proto::control_trust::verify_node;
 use warren_proto::join_token::JoinToken;
 use warren_proto::possession::{self, Challenge};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{NodeId, PROTOCOL_VERSION, TrustBundle, WorkloadName, wire};
+use warren_proto::{NodeId, Overlay, PROTOCOL_VERSION, TrustBundle, WorkloadName, wire};
 
 use super::link::Link;
 use super::tls::{ClientTls, Trust};
@@ -100,6 +100,7 @@ fn accept(
     if enrolled.workloads.len() > MAX_WORKLOADS {
         return Err(Refusal::new(Reason::FrameMalformed, format!("enrolled.workloads: more than {MAX_WORKLOADS}")));
     }
+    let overlay = Overlay::from_wire(&enrolled.overlay.ok_or_else(|| missing("overlay"))?)?;
     let workloads = enrolled
         .workloads
         .iter()
@@ -114,6 +115,7 @@ fn accept(
         key,
         chain: key_store::Chain::from_wire(chain),
         bundle: StoredBundle::from(&bundle),
+        overlay: Some(overlay),
     })
 }
 

@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use warren_engine::mesh::{EngineConfig, Event, MeshUpdate, PeerStatus, UnknownKey};
 use warren_engine::records::FlowRecord;
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{SpiffeId, TrustDomain};
+use warren_proto::{Overlay, SpiffeId, TrustDomain};
 
 use crate::clock::Clock;
 use crate::config;
@@ -100,6 +100,8 @@ pub fn claim(config: &config::Tunnel) -> Result<Claimed, Refusal> {
 pub struct Around {
     /// Tells what holds, and is told what is in force.
     pub mesh: MeshHandle,
+    /// The overlay's prefixes as enrolment told them; a manifest's replace them.
+    pub overlay: Option<Overlay>,
     /// Takes what was judged.
     pub flows: Arc<FlowLog>,
     /// The time.
@@ -119,7 +121,7 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
     let stop = around.stop.clone();
     let Claimed { host, tun, udp, facts } = claimed;
     let desired = tokio::select! {
-        desired = closed(&mut view, tun.index, facts.mtu) => desired?,
+        desired = closed(around.overlay, &mut view, tun.index, facts.mtu) => desired?,
         () = stop.stopped() => return Ok(()),
     };
     let mut kept = Kept::start(host, desired).await?;
@@ -346,11 +348,17 @@ impl Serving<'_> {
     }
 }
 
-/// Waits until this node knows which addresses are the overlay's, which a stored snapshot says at once: the host is then
-/// closed for them, whatever else is still missing.
-async fn closed(view: &mut watch::Receiver<Option<Arc<MeshView>>>, device: u32, mtu: u16) -> Result<Desired, Refusal> {
+/// Waits until this node knows which addresses are the overlay's, which its enrolment or a stored snapshot says at once: the
+/// host is then closed for them, whatever else is still missing.
+async fn closed(
+    enrolled: Option<Overlay>,
+    view: &mut watch::Receiver<Option<Arc<MeshView>>>,
+    device: u32,
+    mtu: u16,
+) -> Result<Desired, Refusal> {
     loop {
-        let overlay = view.borrow_and_update().as_deref().map(|view| view.knowledge.manifest.overlay);
+        let stated = view.borrow_and_update().as_deref().map(|view| view.knowledge.manifest.overlay);
+        let overlay = stated.or(enrolled);
         if let Some(overlay) = overlay {
             return Ok(Desired { overlay, addresses: Vec::new(), device, mtu: mtu.into() });
         }

@@ -47,6 +47,7 @@ fn rig() -> Rig {
         key: SigningKey::generate().expect("key"),
         chain: Chain(Vec::new()),
         bundle: StoredBundle { sequence: 0, roots: Chain(Vec::new()) },
+        overlay: None,
     };
     let (ready, ready_watch) = watch::channel(false);
     let (link, link_watch) = watch::channel(LinkState::Down { since: NOW, cause: None });
