@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use warren_proto::peer_map::{
-    Manifest, NamedDigest, Object, ObjectKey, ObjectKind, Scope, encode_instances, object_digest,
+    Manifest, NamedDigest, Object, ObjectKey, ObjectKind, Scope, encode_instances, encode_workloads, object_digest,
 };
 use warren_proto::{NodeId, READER_VERSION, UnixTime, WorkloadName};
 
@@ -16,6 +16,9 @@ use crate::state::{State, StateError, Touched};
 
 /// How long a manifest may be taken as new. What a node has applied stays in force beyond it.
 pub const MANIFEST_LIFETIME: std::time::Duration = std::time::Duration::from_secs(48 * 3600);
+
+/// Undeclared identities in one object of a scope, so that the object fits a frame.
+const UNDECLARED_PER_LIST: usize = 1_000;
 
 /// The scope of `node`: what it holds when it is up to date. `bundle` is the encoded trust bundle.
 #[must_use]
@@ -32,6 +35,11 @@ pub fn project(state: &State, node: NodeId, bundle: &Bytes, now: UnixTime) -> Sc
     // Says for which instances what follows is chosen: a node knows by it that the rules of a new instance have come.
     let instances = encode_instances(state.instances_on(node).map(|instance| instance.id));
     put(ObjectKind::Instances, String::new(), instances);
+    // A node is not told of every declared identity. Of those that exist undeclared it is, to deny them as the whole does.
+    let undeclared: Vec<_> = state.undeclared().into_iter().collect();
+    for (index, part) in undeclared.chunks(UNDECLARED_PER_LIST).enumerate() {
+        put(ObjectKind::Undeclared, index.to_string(), encode_workloads(part.iter().copied()));
+    }
     let local: Vec<_> = state.workloads_on(node).into_iter().collect();
     for (name, content) in state.policy.slice(&local, now) {
         put(ObjectKind::Policy, name, content);
@@ -85,6 +93,10 @@ pub enum Concerned {
 #[must_use]
 pub fn concerned(state: &State, touched: &Touched, now: UnixTime) -> Concerned {
     if touched.mesh || touched.policy || touched.revocations {
+        return Concerned::All;
+    }
+    let leaves_out = |name| state.policy.compiled().is_some_and(|policy| policy.leaves_out(name));
+    if touched.workloads.iter().any(leaves_out) {
         return Concerned::All;
     }
     let mut nodes = touched.nodes.clone();

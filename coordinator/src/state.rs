@@ -70,6 +70,8 @@ pub struct Touched {
     pub nodes: BTreeSet<NodeId>,
     /// Workloads with an instance that changed or went, and the node that holds it.
     pub instances: BTreeSet<(WorkloadName, NodeId)>,
+    /// Workloads whose first instance came or whose last one went.
+    pub workloads: BTreeSet<WorkloadName>,
     /// The mesh's settings changed.
     pub mesh: bool,
     /// Another policy revision is in force.
@@ -178,6 +180,13 @@ impl State {
     /// Every workload that has an instance, in no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &WorkloadName> {
         self.by_workload.iter().map(|(name, _)| name)
+    }
+
+    /// The workloads that have an instance and that the policy in force leaves undeclared in a namespace that it declares.
+    #[must_use]
+    pub fn undeclared(&self) -> BTreeSet<&WorkloadName> {
+        let Some(policy) = self.policy.compiled() else { return BTreeSet::new() };
+        self.workloads().filter(|workload| policy.leaves_out(workload)).collect()
     }
 
     /// The workloads with an instance on `node`.
@@ -314,14 +323,34 @@ impl State {
     }
 
     fn apply_instance(&mut self, id: InstanceId, change: &Change, touched: &mut Touched) -> Result<(), StateError> {
-        if let Some(old) = self.instances.get(&id).cloned() {
+        let old = self.instances.get(&id).cloned();
+        let instance = decoded::<Instance>(change)?;
+        let names = old.iter().map(|old| &old.workload).chain(instance.iter().map(|new| &new.workload));
+        let before: Vec<_> = names.map(|name| (name.clone(), self.by_workload.get(name).is_some())).collect();
+        self.place_instance(id, old, instance, touched);
+        for (name, present) in before {
+            if self.by_workload.get(&name).is_some() != present {
+                touched.workloads.insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn place_instance(
+        &mut self,
+        id: InstanceId,
+        old: Option<Arc<Stored<Instance>>>,
+        instance: Option<Stored<Instance>>,
+        touched: &mut Touched,
+    ) {
+        if let Some(old) = old {
             touched.instances.insert((old.workload.clone(), old.node));
             unindex(&mut self.by_node, &old.node, id);
             unindex(&mut self.by_workload, &old.workload, id);
         }
-        let Some(mut instance) = decoded::<Instance>(change)? else {
+        let Some(mut instance) = instance else {
             self.instances.remove(&id);
-            return Ok(());
+            return;
         };
         // Thousands of instances carry the same issuing certificate: one copy of it is enough.
         for der in instance.value.certificates.iter_mut().flat_map(|certificate| certificate.chain.iter_mut().skip(1)) {
@@ -335,7 +364,6 @@ impl State {
         index(&mut self.by_node, instance.node, id);
         index(&mut self.by_workload, instance.workload.clone(), id);
         self.instances.insert(id, instance);
-        Ok(())
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use warren_engine::identity::{Admission, LocalView, RefusedRecord, VerifiedPeer, verify_all, verify_signed_object};
 use warren_proto::peer_map::{
-    Generation, MAX_HINTS, Manifest, ObjectKey, ObjectKind, RevocationSet, Scope, decode_instances, object_digest,
+    Generation, MAX_HINTS, Manifest, ObjectKey, ObjectKind, RevocationSet, Scope, decode_instances, decode_workloads,
+    object_digest,
 };
 use warren_proto::policy::{CompiledPolicy, Diagnostic, Documents, Mode};
 use warren_proto::reason::{Reason, Refusal};
@@ -118,7 +119,8 @@ impl Knowledge {
         scope.check_against(manifest)?;
         let bundle = read_bundle(&scope, against.trust_domain)?;
         let revocations = read_revocations(&scope)?.keeping(against.seen, against.now);
-        let policy = Arc::new(compile(&scope, against.trust_domain)?);
+        let undeclared = read_undeclared(&scope)?;
+        let policy = Arc::new(compile(&scope, against.trust_domain)?.excluding(undeclared));
         let covers = read_instances(&scope)?;
         let manifest = manifest.clone();
         Ok((Self { manifest, signed, scope, bundle, revocations, policy, covers }, refused))
@@ -314,6 +316,14 @@ fn stated(lists: &[wire::ScopeObject], manifest: &Manifest) -> RevocationSet {
         }
     }
     RevocationSet::new(all)
+}
+
+fn read_undeclared(scope: &Scope) -> Result<BTreeSet<WorkloadName>, Refusal> {
+    let mut all = BTreeSet::new();
+    for (_, object) in scope.objects.iter().filter(|(key, _)| key.kind == ObjectKind::Undeclared) {
+        all.append(&mut decode_workloads(&object.content)?);
+    }
+    Ok(all)
 }
 
 fn read_instances(scope: &Scope) -> Result<BTreeSet<InstanceId>, Refusal> {

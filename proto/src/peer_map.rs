@@ -13,7 +13,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::reason::{Reason, Refusal};
-use crate::{InstanceId, NodeId, Overlay, TrustDomain, UnixTime, wire};
+use crate::{InstanceId, NodeId, Overlay, TrustDomain, UnixTime, WorkloadName, wire};
 
 mod manifest;
 mod revocation;
@@ -52,6 +52,9 @@ pub enum ObjectKind {
     /// [`wire::InstanceList`]: for which of its own instances the node is told policy and peers. An instance that is not
     /// named is one whose rules have not come yet.
     Instances,
+    /// [`wire::WorkloadList`]: identities with instances that policy leaves undeclared in a declared namespace. A node is not told of
+    /// every declared identity, so it must be told of these to deny them as the whole policy does.
+    Undeclared,
 }
 
 impl ObjectKind {
@@ -63,6 +66,7 @@ impl ObjectKind {
             wire::ObjectKind::Revocations => Some(Self::Revocations),
             wire::ObjectKind::Jwks => Some(Self::Jwks),
             wire::ObjectKind::Instances => Some(Self::Instances),
+            wire::ObjectKind::Undeclared => Some(Self::Undeclared),
         }
     }
 
@@ -75,6 +79,7 @@ impl ObjectKind {
             Self::Revocations => wire::ObjectKind::Revocations,
             Self::Jwks => wire::ObjectKind::Jwks,
             Self::Instances => wire::ObjectKind::Instances,
+            Self::Undeclared => wire::ObjectKind::Undeclared,
         }
     }
 }
@@ -118,6 +123,20 @@ pub fn decode_instances(content: &[u8]) -> Result<BTreeSet<InstanceId>, Refusal>
         .map(|id| InstanceId::try_from(id.as_slice()))
         .collect::<Result<_, _>>()
         .map_err(|error| Refusal::new(Reason::FrameMalformed, format!("instances: {error}")))
+}
+
+/// The content of an [`ObjectKind::Undeclared`] object.
+#[must_use]
+pub fn encode_workloads<'a>(workloads: impl IntoIterator<Item = &'a WorkloadName>) -> Bytes {
+    let workloads = workloads.into_iter().map(ToString::to_string).collect();
+    wire::WorkloadList { workloads }.encode_to_vec().into()
+}
+
+/// Reads the content of an [`ObjectKind::Undeclared`] object.
+pub fn decode_workloads(content: &[u8]) -> Result<BTreeSet<WorkloadName>, Refusal> {
+    let list: wire::WorkloadList = crate::codec::decode(content)?;
+    let names = list.workloads.iter().map(|name| name.parse()).collect::<Result<_, _>>();
+    names.map_err(|error| Refusal::new(Reason::FrameMalformed, format!("workloads: {error}")))
 }
 
 /// One peer's certificates as they were sent: sizes checked, nothing else believed.

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use warren_proto::peer_map::{Revocation, RevocationTarget, decode_instances};
-use warren_proto::policy::{Documents, SourceFile};
+use warren_proto::peer_map::{Revocation, RevocationTarget, decode_instances, decode_workloads};
+use warren_proto::policy::{CompiledPolicy, Documents, Mode, SourceFile};
 use warren_proto::{InstanceId, Overlay, OverlayAddresses};
 
 use super::*;
@@ -25,8 +25,9 @@ enum Step {
     Remove { instance: u8 },
     /// A tunnel key is revoked.
     Revoke { certificate: u8 },
-    /// Which workloads may call which: bit `4 * source + destination`.
-    Policy { links: u16 },
+    /// Which workloads may call which: bit `4 * source + destination`. Those whose bit of `declared` is not set have no Service
+    /// document; with `wild` every one lets its whole namespace in.
+    Policy { links: u16, declared: u8, wild: bool },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -35,7 +36,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(instance, node, workload, certificate)| Step::Place { instance, node, workload, certificate }),
         1 => (0..6_u8).prop_map(|instance| Step::Remove { instance }),
         1 => (0..8_u8).prop_map(|certificate| Step::Revoke { certificate }),
-        1 => any::<u16>().prop_map(|links| Step::Policy { links }),
+        1 => (any::<u16>(), 0..16_u8, any::<bool>())
+            .prop_map(|(links, declared, wild)| Step::Policy { links, declared, wild }),
     ]
 }
 
@@ -67,15 +69,19 @@ fn instance(number: u8, on: u8, workload: usize, certificate: u8) -> Instance {
     }
 }
 
-fn policy(links: u16, revision: u64) -> Vec<Change> {
+fn policy(links: u16, declared: u8, wild: bool, revision: u64) -> Vec<Change> {
     let mut text = "kind: Mesh\nname: bank.example\n---\nkind: Namespace\nname: shop\n".to_owned();
-    for (at, destination) in WORKLOADS.iter().enumerate() {
+    let is_declared = |at: usize| declared & (1 << at) != 0;
+    for (at, destination) in WORKLOADS.iter().enumerate().filter(|(at, _)| is_declared(*at)) {
         text.push_str(&format!(
             "---\nkind: Service\nname: {destination}\nports: {{ p: {{ port: 80, protocol: tcp }} }}\n"
         ));
-        let sources: Vec<_> = (0..4).filter(|source| links & (1 << (4 * source + at)) != 0).collect();
+        let linked = (0..4).filter(|source| links & (1 << (4 * source + at)) != 0 && is_declared(*source));
+        let mut sources: Vec<_> = linked.map(|source| WORKLOADS[source]).collect();
+        if wild {
+            sources = vec!["shop/*"];
+        }
         if !sources.is_empty() {
-            let sources: Vec<_> = sources.into_iter().map(|source| WORKLOADS[source]).collect();
             text.push_str(&format!("allow: {{ r: {{ from: [{}], ports: [p] }} }}\n", sources.join(", ")));
         }
     }
@@ -116,7 +122,7 @@ fn changes(step: &Step, revision: u64) -> Vec<Change> {
             };
             vec![put(&Key::Revocation(revocation.id.clone()), &revocation, revision)]
         }
-        Step::Policy { links } => policy(*links, revision),
+        Step::Policy { links, declared, wild } => policy(*links, *declared, *wild, revision),
     }
 }
 
@@ -132,6 +138,19 @@ fn mesh() -> State {
     let mut state = State::empty(Epoch(1));
     state.apply(Revision(1), vec![put(&Key::Mesh, &settings, 1)]).expect("applied");
     state
+}
+
+/// The policy as a node makes it of what it is told; none when it is told of none.
+fn compiled(scope: &Scope) -> Option<CompiledPolicy> {
+    let of = |kind| scope.objects.iter().filter(move |(key, _)| key.kind == kind).map(|(_, object)| &object.content);
+    let documents: Vec<_> =
+        of(ObjectKind::Policy).map(|content| warren_proto::codec::decode(content).expect("reads")).collect();
+    if documents.is_empty() {
+        return None;
+    }
+    let undeclared = of(ObjectKind::Undeclared).flat_map(|content| decode_workloads(content).expect("reads")).collect();
+    let documents = Documents::from_wire(&documents).expect("valid");
+    Some(CompiledPolicy::compile(&documents, Mode::Slice).expect("compiles").excluding(undeclared))
 }
 
 fn covered(scope: &Scope) -> BTreeSet<InstanceId> {
@@ -174,6 +193,27 @@ proptest! {
         }
     }
 
+    /// What a node is told lets in exactly whom the whole policy lets in, of all that have instances: those too that have lost
+    /// their Service document.
+    #[test]
+    fn a_nodes_view_is_never_wider_than_the_whole(steps in proptest::collection::vec(step(), 1..24)) {
+        let mut state = mesh();
+        for (at, step) in steps.iter().enumerate() {
+            let revision = at as u64 + 2;
+            state.apply(Revision(revision), changes(step, revision)).expect("applied");
+        }
+        for number in 0..NODES {
+            let scope = project(&state, node(number), &Bytes::new(), NOW);
+            let Some(view) = compiled(&scope) else { continue };
+            for destination in state.workloads_on(node(number)) {
+                for source in state.workloads() {
+                    let whole = state.policy.linked(source, &destination, NOW);
+                    prop_assert_eq!(view.linked(source, &destination, NOW), whole, "{} -> {}", source, destination);
+                }
+            }
+        }
+    }
+
     /// A state built step by step is the one that a restart builds from the whole.
     #[test]
     fn a_restart_projects_the_same_scopes(steps in proptest::collection::vec(step(), 1..24)) {
@@ -195,7 +235,7 @@ proptest! {
 #[test]
 fn a_node_without_instances_holds_bundle_and_revocations_and_no_peer() {
     let mut state = mesh();
-    let mut all = policy(u16::MAX, 2);
+    let mut all = policy(u16::MAX, u8::MAX, false, 2);
     all.extend(changes(&Step::Place { instance: 1, node: 1, workload: 0, certificate: 1 }, 2));
     state.apply(Revision(2), all).expect("applied");
     let scope = project(&state, node(4), &Bytes::from_static(b"bundle"), NOW);
@@ -210,7 +250,7 @@ fn a_node_without_instances_holds_bundle_and_revocations_and_no_peer() {
 #[test]
 fn an_ended_or_revoked_certificate_is_handed_to_nobody() {
     let mut state = mesh();
-    state.apply(Revision(2), policy(u16::MAX, 2)).expect("applied");
+    state.apply(Revision(2), policy(u16::MAX, u8::MAX, false, 2)).expect("applied");
     state
         .apply(Revision(3), changes(&Step::Place { instance: 1, node: 1, workload: 0, certificate: 1 }, 3))
         .expect("applied");

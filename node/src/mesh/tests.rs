@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::mpsc as sync;
 
-use warren_proto::peer_map::{ObjectKey, ObjectKind, Revocation, RevocationTarget, Scope, encode_instances};
+use warren_proto::peer_map::{
+    Object, ObjectKey, ObjectKind, Revocation, RevocationTarget, Scope, encode_instances, encode_workloads,
+};
 
 use super::*;
 use crate::clock::Reading;
@@ -493,6 +495,23 @@ fn a_node_awaits_its_rules_until_what_it_was_told_was_chosen_for_its_instance() 
     drop((mesh, handle));
     let (_mesh, handle) = rig.open();
     assert!(handle.view().borrow().as_ref().is_some_and(|view| !view.awaits_rules()), "nor after a restart");
+}
+
+#[test]
+fn a_peer_that_policy_does_not_declare_is_not_let_in_by_a_rule_for_its_namespace() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    let policy = POLICY.replace("kind: Service\nname: shop/web-frontend\n---\n", "");
+    let policy = policy.replace("from: [shop/web-frontend]", "from: [shop/*]");
+    let mut scope = rig.mesh.scope(&policy, Vec::new());
+    give(&mut mesh, rig.mesh.update(5, &scope)).expect("accepted");
+    assert_eq!(peers(&handle), [CALLER], "declared or not: a node is not told of all who are");
+    let caller: WorkloadName = CALLER.parse().expect("name");
+    let key = ObjectKey { kind: ObjectKind::Undeclared, name: "0".into() };
+    scope.objects.insert(key, Object { content: encode_workloads([&caller]), min_reader: 1 });
+    let applied = give(&mut mesh, rig.mesh.update(6, &scope)).expect("accepted");
+    assert_eq!(applied.refused.first().map(|record| record.refusal.reason), Some(Reason::NotLinked));
+    assert!(peers(&handle).is_empty());
 }
 
 #[test]

@@ -61,6 +61,15 @@ fn instances_survive_a_round_trip_and_ids_of_another_length_are_refused() {
 }
 
 #[test]
+fn workloads_survive_a_round_trip_and_what_is_no_name_is_refused() {
+    let names: BTreeSet<WorkloadName> =
+        ["shop/a", "bank/b"].into_iter().map(|name| name.parse().expect("name")).collect();
+    assert_eq!(decode_workloads(&encode_workloads(&names)), Ok(names));
+    let wrong = wire::WorkloadList { workloads: vec!["no name".to_owned()] }.encode_to_vec();
+    assert_eq!(decode_workloads(&wrong).expect_err("no name").reason, Reason::FrameMalformed);
+}
+
+#[test]
 fn a_manifest_survives_a_round_trip() {
     let manifest = manifest(&scope(&[("a", "x"), ("b", "y")], &[]));
     assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));

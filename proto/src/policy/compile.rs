@@ -1,6 +1,6 @@
 //! From documents to a policy that can decide: names resolved and interned, rules collected per service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -217,6 +217,20 @@ impl CompiledPolicy {
     /// Compiles documents. All errors are collected; nothing is compiled in part.
     pub fn compile(documents: &Documents, mode: Mode) -> Result<Self, Vec<Diagnostic>> {
         link::link(documents, mode)
+    }
+
+    /// A slice that does not know `undeclared` either: identities that exist although the whole does not declare them. Without
+    /// their names a slice, which is not told of every declared identity, would take them for the rest of their namespace.
+    #[must_use]
+    pub fn excluding(mut self, undeclared: BTreeSet<WorkloadName>) -> Self {
+        Arc::make_mut(&mut self.identities).exclude(undeclared);
+        self
+    }
+
+    /// Whether an identity is of a declared namespace without being declared itself.
+    #[must_use]
+    pub fn leaves_out(&self, name: &WorkloadName) -> bool {
+        self.identities.has_namespace(name.namespace()) && !self.services.contains_key(name)
     }
 
     /// SHA-256 over all documents in a fixed order: equal for equal policies.

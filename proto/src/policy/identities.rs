@@ -29,6 +29,8 @@ impl SourceIndex {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdentityTable {
     exact: BTreeMap<WorkloadName, SourceIndex>,
+    /// Of a declared namespace and not declared themselves: nobody's rules mean them.
+    undeclared: BTreeSet<WorkloadName>,
     others: BTreeMap<String, SourceIndex>,
     /// For each index, its namespace's number in `spaces` and its name; index 0 is unknown.
     entries: Vec<Entry>,
@@ -86,11 +88,19 @@ impl IdentityTable {
     /// The number of an identity; [`SourceIndex::UNKNOWN`] when the policy does not know it.
     #[must_use]
     pub fn index(&self, workload: &WorkloadName) -> SourceIndex {
-        self.exact
-            .get(workload)
-            .or_else(|| self.others.get(workload.namespace()))
-            .copied()
-            .unwrap_or(SourceIndex::UNKNOWN)
+        let others = || self.others.get(workload.namespace()).filter(|_| !self.undeclared.contains(workload));
+        self.exact.get(workload).or_else(others).copied().unwrap_or(SourceIndex::UNKNOWN)
+    }
+
+    /// Takes these out of the rest of their namespaces.
+    pub(super) fn exclude(&mut self, undeclared: BTreeSet<WorkloadName>) {
+        self.undeclared = undeclared;
+    }
+
+    /// Whether identities of this namespace may be known.
+    #[must_use]
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.spaces.contains_key(name)
     }
 
     /// How many indices there are, [`SourceIndex::UNKNOWN`] among them.

@@ -2,7 +2,8 @@
 //!
 //! A slice holds what concerns the services that the node's workloads are, and those they are linked to: the
 //! node judges what comes in, and refuses at once what would be refused there. It decides about them exactly as
-//! the whole does for every declared identity.
+//! the whole does for every declared identity; with the names of those that exist undeclared
+//! ([`CompiledPolicy::excluding`]) also for them.
 
 use std::collections::BTreeSet;
 
