@@ -15,8 +15,8 @@ use crate::Now;
 use crate::attribution::{Identified, Routed};
 use crate::flows::{Flow, FlowCache, FlowKey, FlowTable, Side};
 use crate::fragments::Fragments;
-use crate::packet::{Fragment, Icmp, Inner, Quoted, TCP, Tcp, Transport, UDP};
-use crate::tables::{Local, LocalIndex, Peer, PeerIndex, Tables};
+use crate::packet::{FIN, Fragment, Icmp, Inner, Quoted, RST, SYN, TCP, Tcp, Transport, UDP};
+use crate::tables::{Generation, Local, LocalIndex, Peer, PeerIndex, Tables};
 
 /// A packet that may enter the host: judged, or made by this node itself. The TUN writer takes nothing else,
 /// and only this module makes one.
@@ -97,6 +97,49 @@ impl Judgement {
     }
 }
 
+/// What packets that follow one another on one flow have in common. The one that began the run was attributed,
+/// routed or identified, and let pass; whatever shows the same addresses, ports and peer at the same moment, by the
+/// same tables, comes out the same, and the flow's own verdict is asked for every packet all the same.
+#[derive(Debug)]
+pub(crate) struct Run {
+    sender: Side,
+    local: LocalIndex,
+    peer: PeerIndex,
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    ports: (u16, u16),
+    key: FlowKey,
+    /// In the worker's flow cache.
+    place: usize,
+    generation: Generation,
+    now: Now,
+}
+
+impl Run {
+    /// The local instance at its end.
+    pub(crate) const fn local(&self) -> LocalIndex {
+        self.local
+    }
+
+    /// The peer at the other end.
+    pub(crate) const fn peer(&self) -> PeerIndex {
+        self.peer
+    }
+}
+
+/// The ports of a packet that neither opens nor ends anything; such packets make up a run.
+fn ports_in_passing(inner: &Inner<'_>) -> Option<((u16, u16), Option<Tcp>)> {
+    if inner.fragment != Fragment::Whole {
+        return None;
+    }
+    match inner.transport().ok()? {
+        Transport::Tcp(tcp) if tcp.flags & (SYN | FIN | RST) == 0 => Some(((tcp.source, tcp.destination), Some(tcp))),
+        Transport::Udp(udp) => Some(((udp.source, udp.destination), None)),
+        Transport::Tcp(_) | Transport::Icmp(_) => None,
+    }
+}
+
 /// Everything a judgement looks at.
 pub(crate) struct Admission<'a> {
     pub(crate) tables: &'a Tables,
@@ -124,6 +167,49 @@ impl Step<'_> {
 }
 
 impl Admission<'_> {
+    /// The run that a packet begins which was judged right before this call.
+    pub(crate) fn begin_run(&self, sender: Side, inner: &Inner<'_>, judgement: &Judgement) -> Option<Run> {
+        let ((source, destination), _) = ports_in_passing(inner).filter(|_| judgement.passes())?;
+        let (place, flow) = self.cache.last()?;
+        let key = *flow.key();
+        let ends = [SocketAddr::new(inner.source, source), SocketAddr::new(inner.destination, destination)];
+        let is_its_flow = key.protocol() == inner.protocol
+            && match sender {
+                Side::Local => ends == [key.local(), key.remote()],
+                Side::Peer => ends == [key.remote(), key.local()],
+            };
+        is_its_flow.then(|| Run {
+            sender,
+            local: flow.local(),
+            peer: key.peer(),
+            source: inner.source,
+            destination: inner.destination,
+            protocol: inner.protocol,
+            ports: (source, destination),
+            key,
+            place,
+            generation: self.tables.generation,
+            now: self.now,
+        })
+    }
+
+    /// Judges a packet that continues `run`. None: it does not, or its flow has to be judged again.
+    pub(crate) fn follow(&mut self, run: &Run, inner: &Inner<'_>) -> Option<Judgement> {
+        let is_of_the_moment = run.now == self.now && run.generation == self.tables.generation;
+        let is_alike =
+            inner.source == run.source && inner.destination == run.destination && inner.protocol == run.protocol;
+        if !is_of_the_moment || !is_alike {
+            return None;
+        }
+        let (_, tcp) = ports_in_passing(inner).filter(|(ports, _)| *ports == run.ports)?;
+        let flow = self.cache.at(run.place).filter(|flow| *flow.key() == run.key)?;
+        if !flow.passes_at(run.generation, self.now.monotonic) {
+            return None;
+        }
+        flow.note(run.sender, tcp.as_ref(), self.now.monotonic);
+        Some(Judgement::PASS)
+    }
+
     /// Judges a peer's packet for the host.
     pub(crate) fn admit(&mut self, packet: &Identified<'_>) -> Judgement {
         let (inner, local, peer) = (packet.inner(), packet.local(), packet.peer());

@@ -509,13 +509,15 @@ impl Shard {
 #[derive(Debug)]
 pub struct FlowCache {
     slots: Box<[Option<Arc<Flow>>]>,
+    /// The slot of the last look-up.
+    last: usize,
 }
 
 const CACHE_SLOTS: usize = 4096;
 
 impl Default for FlowCache {
     fn default() -> Self {
-        Self { slots: vec![None; CACHE_SLOTS].into() }
+        Self { slots: vec![None; CACHE_SLOTS].into(), last: 0 }
     }
 }
 
@@ -523,7 +525,8 @@ impl FlowCache {
     /// The flow of `key`: from the cache without a lock, else from `table`.
     pub fn find(&mut self, table: &FlowTable, key: &FlowKey, now: Duration) -> Option<&Flow> {
         let hash = table.hash(key);
-        let slot = &mut self.slots[hash as usize % CACHE_SLOTS];
+        self.last = hash as usize % CACHE_SLOTS;
+        let slot = &mut self.slots[self.last];
         let hit = slot.as_ref().is_some_and(|flow| {
             flow.key == *key && !flow.removed.load(Ordering::Acquire) && !flow.is_expired(seconds(now))
         });
@@ -536,9 +539,22 @@ impl FlowCache {
 
     /// Puts a flow where the next packet finds it.
     pub fn put(&mut self, table: &FlowTable, flow: Arc<Flow>) -> Option<&Flow> {
-        let slot = &mut self.slots[table.hash(&flow.key) as usize % CACHE_SLOTS];
+        self.last = table.hash(&flow.key) as usize % CACHE_SLOTS;
+        let slot = &mut self.slots[self.last];
         *slot = Some(flow);
         slot.as_deref()
+    }
+
+    /// The flow that was found or put last, and its place for [`Self::at`].
+    #[must_use]
+    pub fn last(&self) -> Option<(usize, &Flow)> {
+        self.at(self.last).map(|flow| (self.last, flow))
+    }
+
+    /// What is at `place` now, unless the table has given it up.
+    #[must_use]
+    pub fn at(&self, place: usize) -> Option<&Flow> {
+        self.slots.get(place)?.as_deref().filter(|flow| !flow.removed.load(Ordering::Acquire))
     }
 }
 

@@ -8,18 +8,23 @@ use std::time::Duration;
 use warren_proto::Reason;
 
 use crate::Now;
-use crate::admission::{self, Admission, Judgement};
+use crate::admission::{Admission, Judgement, Run};
 use crate::attribution;
 use crate::counters::Counters;
 use crate::flows::{CutFlow, FlowCache, FlowTable, Side};
 use crate::fragments::Fragments;
 use crate::output::{Outbox, WorkerEvent};
-use crate::packet::{ACK, Inner, RST, TCP};
+use crate::packet::Inner;
 use crate::records::{self, FlowRecord, Observation, Records};
-use crate::refusals::{self, MAX_REFUSAL, Refusal, RefusalLimit, Segment};
+use crate::refusals::{self, MAX_REFUSAL, Refusal, RefusalLimit};
 use crate::segment::Split;
 use crate::session::{DataSession, sealed_length, transport_header};
-use crate::tables::{Link, Local, LocalIndex, Peer, PeerIndex, PeerLink, Receiver, Shared, Tables};
+use crate::tables::{Link, Local, LocalIndex, Peer, PeerIndex, Receiver, Shared, Tables};
+
+mod cut;
+mod way;
+
+use way::{Carrier, Judged, Stopped, Way};
 
 /// Lengths of WireGuard's handshake initiation, handshake response and cookie reply.
 const HANDSHAKE_LENGTHS: [usize; 3] = [148, 92, 64];
@@ -31,6 +36,10 @@ const STRAY_INTERVAL: Duration = Duration::from_millis(100);
 const MOVE_INTERVAL: Duration = Duration::from_millis(100);
 const MOVES: usize = 1 << (u32::BITS - MOVE_SHIFT);
 const MOVE_SHIFT: u32 = 26;
+
+/// Places in [`Desk::runs`].
+const OUT: usize = 0;
+const IN: usize = 1;
 
 /// One core's half of the data plane.
 #[derive(Debug)]
@@ -57,6 +66,10 @@ struct Desk {
     /// Its number, and its lane in every link's counters.
     index: u16,
     cache: FlowCache,
+    /// The flows of the last packet that was let out and the last one let in.
+    runs: [Option<Run>; 2],
+    /// Receiver index and source that were last found to be where the session's peer is.
+    at_home: Option<(u32, SocketAddr)>,
     fragments: Fragments,
     records: Records,
     counters: Arc<Counters>,
@@ -81,6 +94,8 @@ impl Worker {
             desk: Desk {
                 index,
                 cache: FlowCache::default(),
+                runs: [None, None],
+                at_home: None,
                 fragments: Fragments::default(),
                 records: Records::default(),
                 counters: Arc::default(),
@@ -117,6 +132,8 @@ impl Worker {
             self.parked = false;
             self.shared.unpark(self.index);
         }
+        self.desk.runs = [None, None];
+        self.desk.at_home = None;
         let before = self.tables.generation;
         {
             let newest = self.shared.cell().load();
@@ -270,58 +287,6 @@ fn owner(receiver: u32, workers: u16) -> u16 {
     u16::try_from(receiver % u32::from(workers.max(1))).unwrap_or(0)
 }
 
-/// Where a judged packet of a local program goes.
-#[derive(Debug, Clone, Copy)]
-struct Way<'t> {
-    peer: &'t Peer,
-    link: &'t Link,
-    /// Of the packet as its IP header says.
-    length: usize,
-}
-
-/// A packet that goes no further, and the way it was on as far as that is known.
-#[derive(Debug)]
-struct Stopped<'t> {
-    reason: Reason,
-    link: Option<&'t Link>,
-}
-
-impl From<Reason> for Stopped<'_> {
-    fn from(reason: Reason) -> Self {
-        Self { reason, link: None }
-    }
-}
-
-/// What packets are sealed with, and where they go then.
-#[derive(Debug)]
-struct Carrier {
-    session: arc_swap::Guard<Option<Arc<DataSession>>>,
-    endpoint: SocketAddr,
-}
-
-impl Way<'_> {
-    /// None where the slow half has to take the packet: it has the plain peers' tunnels.
-    fn carrier(&self) -> Option<Carrier> {
-        let session = (!self.peer.is_plain).then(|| self.link.egress()).filter(|session| session.is_some())?;
-        Some(Carrier { session, endpoint: self.link.endpoint()? })
-    }
-
-    /// The packet, or a segment of it, without anything behind its end.
-    fn cut<'p>(&self, packet: &'p [u8]) -> &'p [u8] {
-        packet.get(..self.length).unwrap_or(packet)
-    }
-}
-
-/// A peer's packet after judgement, while its bytes still lie in the spare part of the delivery arena.
-#[derive(Debug)]
-struct Judged<'t> {
-    judgement: Judgement,
-    /// Of the packet.
-    length: usize,
-    /// The answer that waits in [`Desk::refusal`]: its length and whom it goes to.
-    answer: Option<(usize, &'t Peer, &'t PeerLink)>,
-}
-
 impl Desk {
     fn admission<'a>(&'a mut self, moment: Moment<'a>) -> Admission<'a> {
         let Moment { tables, flows, now } = moment;
@@ -341,6 +306,9 @@ impl Desk {
             return Err(Reason::NotReady.into());
         }
         let inner = Inner::parse(packet)?;
+        if let Some(way) = self.follow_out(moment, &inner, longest) {
+            return Ok(way);
+        }
         let attributed = attribution::attribute(tables, inner)?;
         let local = attributed.local();
         let routed = match attributed.route(tables, now) {
@@ -361,7 +329,9 @@ impl Desk {
             self.refuse_local(&inner, Refusal::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX)), local, now, outbox);
             return Err(Stopped { reason: Reason::PacketTooBig, link: Some(link) });
         }
-        let judgement = self.admission(moment).release(&routed);
+        let admission = &mut self.admission(moment);
+        let judgement = admission.release(&routed);
+        self.runs[OUT] = admission.begin_run(Side::Local, &inner, &judgement);
         self.note_judgement(moment, (Side::Local, Some(local), Some(peer)), &inner, &judgement);
         if let Err(reason) = judgement.verdict {
             if is_answered(reason) {
@@ -370,6 +340,20 @@ impl Desk {
             return Err(Stopped { reason, link: Some(link) });
         }
         Ok(Way { peer, link, length: inner.bytes().len() })
+    }
+
+    /// The way of a packet that goes where the last one went.
+    fn follow_out<'t>(&mut self, moment: Moment<'t>, inner: &Inner<'_>, longest: usize) -> Option<Way<'t>> {
+        let run = self.runs[OUT].take()?;
+        let peer = moment.tables.peer(run.peer())?;
+        let link = &peer.link(run.local())?.link;
+        let length = inner.bytes().len();
+        if u32::try_from(longest.min(length)).is_ok_and(|length| length > link.mtu()) {
+            return None;
+        }
+        self.admission(moment).follow(&run, inner)?;
+        self.runs[OUT] = Some(run);
+        Some(Way { peer, link, length })
     }
 
     /// In: open, then identify and admit.
@@ -409,6 +393,12 @@ impl Desk {
             Ok(inner) => inner,
             Err(reason) => return refused(reason),
         };
+        if let Some(run) = self.runs[IN].take_if(|run| run.peer() == peer && run.local() == local)
+            && let Some(judgement) = self.admission(moment).follow(&run, &inner)
+        {
+            self.runs[IN] = Some(run);
+            return Judged { judgement, length: inner.bytes().len(), answer: None };
+        }
         let identified = match attribution::identify(tables, peer, local, inner, now) {
             Ok(identified) => identified,
             // Silence: who speaks as somebody else learns nothing.
@@ -418,7 +408,9 @@ impl Desk {
                 return refused(reason);
             }
         };
-        let judgement = self.admission(moment).admit(&identified);
+        let admission = &mut self.admission(moment);
+        let judgement = admission.admit(&identified);
+        self.runs[IN] = admission.begin_run(Side::Peer, &inner, &judgement);
         let (local, peer) = (tables.local(local), tables.peer(peer).map(AsRef::as_ref));
         let mut answer = None;
         if let (Some(local), Some(peer)) = (local, peer) {
@@ -513,9 +505,17 @@ impl Desk {
         now: Now,
         outbox: &mut Outbox,
     ) {
+        let arrival = (session.local_index(), source);
+        if self.at_home == Some(arrival) {
+            return;
+        }
         let Some(link) = link else { return };
+        if link.endpoint() == Some(source) {
+            self.at_home = Some(arrival);
+            return;
+        }
         let due = &mut self.next_move[(session.local_index() >> MOVE_SHIFT) as usize];
-        if link.endpoint() != Some(source) && now.monotonic >= *due {
+        if now.monotonic >= *due {
             *due = now.monotonic + MOVE_INTERVAL;
             outbox.push_event(WorkerEvent::Moved(Arc::clone(session), source));
         }
@@ -540,52 +540,6 @@ impl Desk {
         let answer = *self.refusal;
         if self.send(Way { peer, link, length }, &answer[..length], now, outbox).is_ok() {
             self.counters.count_refusal();
-        }
-    }
-
-    fn cut(&mut self, moment: Moment<'_>, cut: &CutFlow, outbox: &mut Outbox) {
-        let Moment { tables, now, .. } = moment;
-        let (key, local) = (&cut.key, tables.local(cut.local));
-        let peer = tables.peer(key.peer()).map(AsRef::as_ref);
-        let judgement = admission::judge_anew(tables, key, cut.local, cut.opened_by, now);
-        let (source, destination) = match cut.opened_by {
-            Side::Local => (key.local(), key.remote()),
-            Side::Peer => (key.remote(), key.local()),
-        };
-        let seen = Observation {
-            sender: cut.opened_by,
-            local,
-            peer,
-            source,
-            destination,
-            protocol: key.protocol(),
-            verdict: Err(cut.reason),
-            audit: false,
-            rule: judgement.rule,
-        };
-        self.records.observe(&seen, tables.policy.as_deref(), now.unix);
-        if key.protocol() != TCP {
-            return;
-        }
-        let segment = |from: SocketAddr, to: SocketAddr, sequence, acknowledgement| Segment {
-            from_port: from.port(),
-            to_port: to.port(),
-            sequence,
-            acknowledgement,
-            flags: RST | ACK,
-        };
-        let (near, far) = (key.local(), key.remote());
-        let to_local = segment(far, near, cut.local_next, cut.peer_next);
-        if let Some(length) = to_local.write(far.ip(), near.ip(), &mut self.refusal) {
-            self.counters.count_refusal();
-            outbox.deliver_own(&self.refusal[..length]);
-        }
-        let to_peer = segment(near, far, cut.peer_next, cut.local_next);
-        if let Some(peer) = peer
-            && let Some(link) = peer.link(cut.local)
-            && let Some(length) = to_peer.write(near.ip(), far.ip(), &mut self.refusal)
-        {
-            self.answer_peer(peer, &link.link, length, now, outbox);
         }
     }
 

@@ -6,6 +6,8 @@
 //!        `----- may call ---------^   ^------ no rule --------'
 //! ```
 
+mod runs;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -17,11 +19,12 @@ use super::*;
 use crate::allowed_ips::AllowedIps;
 use crate::flows::tests::hold_every_lock;
 use crate::output::{ForEngine, OutboxLimits};
-use crate::packet::{FIN, Icmp, SYN, Transport};
+use crate::packet::{ACK, FIN, Icmp, RST, SYN, TCP, Transport};
 use crate::records::Place;
 use crate::refusals::checksum_v4_header;
 use crate::segment::{MAX_PREFIX, Merge, Merger, Offload, VirtioNetHeader};
 use crate::session::{REKEY_AFTER, SessionParameters, Suite, sealed_length};
+use crate::tables::PeerLink;
 use crate::testing::{Build, fragment};
 
 const WEB: usize = 0;

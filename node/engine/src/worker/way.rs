@@ -1,0 +1,62 @@
+//! A packet once it was judged: where it goes, and what it is sealed with.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use warren_proto::Reason;
+
+use crate::admission::Judgement;
+use crate::session::DataSession;
+use crate::tables::{Link, Peer, PeerLink};
+
+/// Where a judged packet of a local program goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way<'t> {
+    pub(super) peer: &'t Peer,
+    pub(super) link: &'t Link,
+    /// Of the packet as its IP header says.
+    pub(super) length: usize,
+}
+
+/// A packet that goes no further, and the way it was on as far as that is known.
+#[derive(Debug)]
+pub(super) struct Stopped<'t> {
+    pub(super) reason: Reason,
+    pub(super) link: Option<&'t Link>,
+}
+
+impl From<Reason> for Stopped<'_> {
+    fn from(reason: Reason) -> Self {
+        Self { reason, link: None }
+    }
+}
+
+/// What packets are sealed with, and where they go then.
+#[derive(Debug)]
+pub(super) struct Carrier {
+    pub(super) session: arc_swap::Guard<Option<Arc<DataSession>>>,
+    pub(super) endpoint: SocketAddr,
+}
+
+impl Way<'_> {
+    /// None where the slow half has to take the packet: it has the plain peers' tunnels.
+    pub(super) fn carrier(&self) -> Option<Carrier> {
+        let session = (!self.peer.is_plain).then(|| self.link.egress()).filter(|session| session.is_some())?;
+        Some(Carrier { session, endpoint: self.link.endpoint()? })
+    }
+
+    /// The packet, or a segment of it, without anything behind its end.
+    pub(super) fn cut<'p>(&self, packet: &'p [u8]) -> &'p [u8] {
+        packet.get(..self.length).unwrap_or(packet)
+    }
+}
+
+/// A peer's packet after judgement, while its bytes still lie in the spare part of the delivery arena.
+#[derive(Debug)]
+pub(super) struct Judged<'t> {
+    pub(super) judgement: Judgement,
+    /// Of the packet.
+    pub(super) length: usize,
+    /// The answer that waits in the worker's refusal buffer: its length and whom it goes to.
+    pub(super) answer: Option<(usize, &'t Peer, &'t PeerLink)>,
+}
