@@ -294,6 +294,12 @@ impl Outbox {
         self.events.clear();
     }
 
+    /// Bytes of packets that wait for the TUN device.
+    #[must_use]
+    pub const fn delivery_bytes(&self) -> usize {
+        self.inner.used
+    }
+
     /// Where the next datagram is sealed into.
     pub(crate) fn wire_spare(&mut self) -> &mut [u8] {
         self.wire.spare()

@@ -80,7 +80,14 @@ pub struct ReceiveBatch {
     slot: usize,
     filled: Vec<Filled>,
     slots: usize,
+    /// How many of them the next receive may fill.
+    offered: usize,
 }
+
+/// Trains in one batch: as many as stay in a core's cache.
+const TRAINS: usize = 8;
+/// Bytes between slots, so that their beginnings do not all fall on the same few lines of the cache.
+const SKEW: usize = 1600;
 
 #[derive(Debug)]
 struct Filled {
@@ -95,7 +102,8 @@ impl ReceiveBatch {
     /// Room for `slots` datagrams or trains of up to `slot` bytes.
     #[must_use]
     pub fn new(slots: usize, slot: usize) -> Self {
-        Self { bytes: vec![0; slots * slot].into_boxed_slice(), slot, filled: Vec::with_capacity(slots), slots }
+        let bytes = vec![0; slots * (slot + SKEW)].into_boxed_slice();
+        Self { bytes, slot, filled: Vec::with_capacity(slots), slots, offered: slots.min(TRAINS) }
     }
 
     /// How many datagrams or trains fit.
@@ -104,14 +112,28 @@ impl ReceiveBatch {
         self.slots
     }
 
-    /// Forgets the datagrams and keeps the memory.
+    /// Forgets the datagrams and keeps the memory. Offers many slots after a batch of single datagrams, few after trains:
+    /// about as many bytes either way.
     pub fn clear(&mut self) {
+        let is_train = |filled: &Filled| filled.length.is_some_and(|length| length > filled.stride);
+        if self.filled.iter().any(is_train) {
+            self.offered = self.slots.min(TRAINS);
+        } else if self.is_full() {
+            self.offered = self.slots;
+        }
         self.filled.clear();
+    }
+
+    /// Whether every slot that was offered was filled: more may wait.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.filled.len() == self.offered
     }
 
     /// The free slots, for a socket to write into.
     pub fn spare(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.bytes.chunks_mut(self.slot).skip(self.filled.len())
+        let (slot, filled) = (self.slot, self.filled.len());
+        self.bytes.chunks_mut(slot + SKEW).map(move |bytes| &mut bytes[..slot]).take(self.offered).skip(filled)
     }
 
     /// Says what the socket wrote into the next slot: `length` bytes in datagrams of `stride` bytes each, or the front
@@ -131,12 +153,36 @@ impl ReceiveBatch {
 
     /// The whole datagrams with their sources.
     pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        self.filled.iter().zip(self.bytes.chunks(self.slot)).flat_map(|(filled, slot)| {
+        self.filled.iter().zip(self.bytes.chunks(self.slot + SKEW)).flat_map(|(filled, slot)| {
             let Filled { from, length, stride } = *filled;
             let train = length.and_then(|length| slot.get(..length));
             // An empty datagram has no chunk, and is one all the same.
             let empty = train.filter(|train| train.is_empty());
             train.unwrap_or_default().chunks(stride).chain(empty).map(move |datagram| (from, datagram))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_slots_are_offered_after_single_datagrams_and_few_after_trains() {
+        let from = SocketAddr::from(([192, 0, 2, 1], 51820));
+        let mut batch = ReceiveBatch::new(64, 2048);
+        let offered = |batch: &mut ReceiveBatch| batch.spare().count();
+        assert_eq!(offered(&mut batch), TRAINS);
+        (0..TRAINS - 1).for_each(|_| batch.fill(from, 100, 100));
+        assert!(!batch.is_full());
+        batch.clear();
+        assert_eq!(offered(&mut batch), TRAINS, "nothing more waited");
+        (0..TRAINS).for_each(|_| batch.fill(from, 100, 100));
+        assert!(batch.is_full());
+        batch.clear();
+        assert_eq!(offered(&mut batch), 64);
+        batch.fill(from, 2000, 1000);
+        batch.clear();
+        assert_eq!(offered(&mut batch), TRAINS);
     }
 }

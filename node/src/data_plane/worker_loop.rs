@@ -31,8 +31,8 @@ const TURN: usize = 64;
 const LARGEST_PACKET: usize = 65_536;
 /// Bytes of packets per turn: super-packets fill this long before there are [`TURN`] of them.
 const TURN_BYTES: usize = 4 * LARGEST_PACKET;
-/// Trains of datagrams per turn where the socket gives trains; each takes a slot of [`LARGEST_PACKET`].
-const TRAINS: usize = 8;
+/// Receives per turn: 256 single datagrams, of which the host gets few and large packets where they are of one flow.
+const RECEIVES: usize = 4;
 /// How often flow records are collected; also the longest wait.
 const RECORDS_INTERVAL: Duration = Duration::from_secs(1);
 /// Errors in a row, without one success, after which a device counts as lost.
@@ -128,12 +128,12 @@ impl WorkerLoop {
         let counters = worker.counters();
         let limits = OutboxLimits::default();
         let merger = Merger::new(inner.merge(), limits.entries);
-        let (slots, slot) = if outer.coalesces() { (TRAINS, LARGEST_PACKET) } else { (TURN, largest_datagram) };
+        let slot = if outer.coalesces() { LARGEST_PACKET } else { largest_datagram };
         Self {
             worker,
             outbox: Outbox::new(limits),
             ports: Ports { inner, merger, outer, wiring, counters },
-            received: ReceiveBatch::new(slots, slot),
+            received: ReceiveBatch::new(TURN, slot),
             packet: vec![0; LARGEST_PACKET].into_boxed_slice(),
             mail: VecDeque::new(),
             inner_errors: 0,
@@ -209,7 +209,18 @@ impl WorkerLoop {
         Ok(())
     }
 
+    /// Takes what waits, until a turn's worth is opened: the longer the run of one flow, the fewer packets it becomes.
     fn take_datagrams(&mut self, now: Now) -> Result<(), Lost> {
+        for _ in 0..RECEIVES {
+            self.receive(now)?;
+            if !self.received.is_full() || self.outbox.delivery_bytes() >= TURN_BYTES / 2 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, now: Now) -> Result<(), Lost> {
         if let Err(error) = self.ports.outer.receive(&mut self.received) {
             // Most errors tell of an earlier datagram's fate and are over once read.
             self.ports.counters.drop_one(Reason::ReceiveFailed);
