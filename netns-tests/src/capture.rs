@@ -1,8 +1,9 @@
 //! What crosses the wire: a packet socket in the wire's namespace, the same view that tcpdump has, and the
 //! means to put a frame back on it, altered or not.
 
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,12 +18,35 @@ const EVERY_PROTOCOL: i32 = 0x0300;
 /// Frames kept at the most: a bound on memory, far above what any test sends.
 const MOST_FRAMES: usize = 200_000;
 
+/// How often the kernel's queue is emptied while nobody asks: often enough that it does not overflow.
+const PAUSE: Duration = Duration::from_millis(2);
+
 /// A running capture.
 #[derive(Debug)]
 pub struct Capture {
-    frames: Arc<Mutex<Vec<Vec<u8>>>>,
+    record: Arc<Mutex<Record>>,
     stop: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
+}
+
+/// The packet socket and what came out of it. Whoever asks empties the socket first: what has crossed the wire before the
+/// question is in the answer, whether or not the reader's thread has had its turn on a busy machine.
+#[derive(Debug)]
+struct Record {
+    socket: Socket,
+    frames: Vec<Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+impl Record {
+    fn drain(&mut self) -> &mut Vec<Vec<u8>> {
+        while let Ok(length) = self.socket.read(&mut self.buffer) {
+            if self.frames.len() < MOST_FRAMES {
+                self.frames.push(self.buffer[..length].to_vec());
+            }
+        }
+        &mut self.frames
+    }
 }
 
 impl Capture {
@@ -32,34 +56,39 @@ impl Capture {
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_PROTOCOL)))
                 .context("open a packet socket")?;
             socket.set_recv_buffer_size(16 << 20)?;
-            socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+            socket.set_nonblocking(true)?;
             Ok(socket)
         })?;
-        let frames = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::new(Mutex::new(Record { socket, frames: Vec::new(), buffer: vec![0; 70_000] }));
         let stop = Arc::new(AtomicBool::new(false));
-        let (kept, stopped) = (Arc::clone(&frames), Arc::clone(&stop));
-        let reader = std::thread::spawn(move || record(socket, &kept, &stopped));
-        Ok(Self { frames, stop, reader: Some(reader) })
+        let (shared, stopped) = (Arc::clone(&record), Arc::clone(&stop));
+        let reader = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                lock(&shared).drain();
+                std::thread::sleep(PAUSE);
+            }
+        });
+        Ok(Self { record, stop, reader: Some(reader) })
     }
 
     /// Copies of the frames so far.
     #[must_use]
     pub fn frames(&self) -> Vec<Vec<u8>> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.record).drain().clone()
     }
 
     /// How many frames so far hold `marker` anywhere.
     #[must_use]
     pub fn frames_with(&self, marker: &[u8]) -> usize {
-        let holds = |frame: &Vec<u8>| frame.windows(marker.len()).any(|window| window == marker);
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|frame| holds(frame)).count()
+        let holds = |frame: &&Vec<u8>| frame.windows(marker.len()).any(|window| window == marker);
+        lock(&self.record).drain().iter().filter(holds).count()
     }
 
     /// Stops and gives the frames.
     #[must_use]
     pub fn finish(mut self) -> Vec<Vec<u8>> {
         self.end();
-        std::mem::take(&mut *self.frames.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(lock(&self.record).drain())
     }
 
     fn end(&mut self) {
@@ -76,16 +105,6 @@ impl Drop for Capture {
     }
 }
 
-fn record(socket: Socket, frames: &Mutex<Vec<Vec<u8>>>, stop: &AtomicBool) {
-    use std::io::Read;
-    let mut socket = socket;
-    let mut buffer = vec![0; 70_000];
-    while !stop.load(Ordering::Relaxed) {
-        if let Ok(length) = socket.read(&mut buffer) {
-            let mut frames = frames.lock().unwrap_or_else(PoisonError::into_inner);
-            if frames.len() < MOST_FRAMES {
-                frames.push(buffer[..length].to_vec());
-            }
-        }
-    }
+fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
 }
