@@ -1,6 +1,8 @@
 //! What an attacker can do who has a host on the wire: dial with any key, put frames back on the wire, and
 //! route to overlay addresses past the tunnel.
 
+pub mod control;
+
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;

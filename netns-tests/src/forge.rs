@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signer;
 use ed25519_dalek::pkcs8::DecodePrivateKey;
 use prost::Message;
@@ -12,12 +14,15 @@ use rcgen::{
     CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use warren_proto::certificate::oid::{self, ObjectId};
 use warren_proto::certificate::{TunnelBinding, TunnelCertificate};
 use warren_proto::peer_map::{Manifest, signing_input};
 use warren_proto::{OverlayAddresses, wire};
+
+use crate::attacker::control::state_file;
 
 /// The snapshot in a node's state directory, opened for alteration.
 pub struct Snapshot {
@@ -38,12 +43,7 @@ impl Snapshot {
     /// Writes it back with a good digest, as both of the copies that the node keeps.
     pub fn save(&self) -> Result<()> {
         let body = self.update.encode_to_vec();
-        let header = format!("warren-state/1 {} {}\n", body.len(), hex::encode(Sha256::digest(&body)));
-        let content = [header.as_bytes(), &body].concat();
-        for name in ["snapshot", "snapshot.previous"] {
-            std::fs::write(self.state.join(name), &content).with_context(|| format!("write {name}"))?;
-        }
-        Ok(())
+        ["snapshot", "snapshot.previous"].iter().try_for_each(|name| write_state(&self.state, name, &body))
     }
 
     /// The manifest as it is signed now.
@@ -70,6 +70,47 @@ impl Snapshot {
         let record = self.update.peers.first_mut().context("the snapshot has no peer")?;
         record.certificates = vec![wire::CertificateChain { certificates: chain }];
         Ok(())
+    }
+}
+
+/// Writes a state file with a good digest.
+fn write_state(state: &Path, name: &str, body: &[u8]) -> Result<()> {
+    let header = format!("warren-state/1 {} {}\n", body.len(), hex::encode(Sha256::digest(body)));
+    std::fs::write(state.join(name), [header.as_bytes(), body].concat()).with_context(|| format!("write {name}"))
+}
+
+/// What a node is, in its own state directory, opened for alteration: tampering with a sender.
+pub struct OwnInstance {
+    state: PathBuf,
+    held: Value,
+}
+
+impl OwnInstance {
+    /// Reads it.
+    pub fn open(state: &Path) -> Result<Self> {
+        Ok(Self { state: state.to_owned(), held: state_file(state, "instance")? })
+    }
+
+    /// Makes the node take `addresses` for its own: it sends from them as the instance that it is. The certificate that says so
+    /// has the key, the issuer and the serial number of the real one, so that in the key exchange both ends mean the one that
+    /// the peers were sent and admitted; nobody but the tampered node ever sees the other.
+    pub fn claim(&mut self, addresses: OverlayAddresses, ca: &CaDirectory) -> Result<()> {
+        let newest = &self.held["identities"][0];
+        let decoded = |value: &Value| STANDARD.decode(value.as_str().unwrap_or_default()).context("base64 is expected");
+        let real = TunnelCertificate::parse(&decoded(&newest["chain"][0])?).map_err(|refusal| anyhow!("{refusal}"))?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(decoded(&newest["key"])?));
+        let key = KeyPair::try_from(&key).context("the instance's key")?;
+        let mut template = Subject { addresses, ..Subject::of(&real) }.template()?;
+        template.serial_number = Some(real.leaf().serial().as_bytes().to_vec().into());
+        let chain: Vec<_> = ca.sign_leaf(template, &key)?.iter().map(|der| STANDARD.encode(der)).collect();
+        self.held["identities"][0]["chain"] = chain.into();
+        self.held["addresses"] = serde_json::to_value(addresses)?;
+        Ok(())
+    }
+
+    /// Writes it back.
+    pub fn save(&self) -> Result<()> {
+        write_state(&self.state, "instance", &serde_json::to_vec(&self.held)?)
     }
 }
 
@@ -101,11 +142,14 @@ impl CaDirectory {
 
     /// A tunnel certificate of any content under the issuing intermediate: the chain, leaf first.
     pub fn issue(&self, subject: &Subject) -> Result<Vec<Vec<u8>>> {
+        self.sign_leaf(subject.template()?, &KeyPair::generate().context("a key")?)
+    }
+
+    fn sign_leaf(&self, template: CertificateParams, leaf_key: &KeyPair) -> Result<Vec<Vec<u8>>> {
         let (certificate, key) = self.credential("issuing.pem")?;
         let key = KeyPair::try_from(key.secret_der()).context("the issuing key")?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).context("the issuing certificate")?;
-        let leaf_key = KeyPair::generate().context("a key")?;
-        let leaf = subject.template()?.signed_by(&leaf_key, &issuer).context("sign")?;
+        let leaf = template.signed_by(leaf_key, &issuer).context("sign")?;
         Ok(vec![leaf.der().to_vec(), certificate.to_vec()])
     }
 }

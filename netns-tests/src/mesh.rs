@@ -54,6 +54,7 @@ pub struct Coordinator {
     pub host: Host,
     process: Option<Process>,
     starts: u32,
+    more_environment: Vec<(&'static str, OsString)>,
 }
 
 /// An enrolled host with its node.
@@ -65,6 +66,7 @@ pub struct Node {
     pub workload: String,
     process: Option<Process>,
     starts: u32,
+    more_environment: Vec<(&'static str, OsString)>,
 }
 
 /// A lab with a coordinator and nodes.
@@ -135,7 +137,7 @@ pub fn words<'a>(all: &[&'a str]) -> Vec<&'a OsStr> {
 impl Coordinator {
     /// A coordinator that is ready, with its administrator's token at hand.
     pub fn on(host: Host, options: &[&str]) -> Result<Self> {
-        let mut coordinator = Self { host, process: None, starts: 0 };
+        let mut coordinator = Self { host, process: None, starts: 0, more_environment: Vec::new() };
         coordinator.init(options)?.expect(0)?;
         coordinator.start()?;
         coordinator.claim()?;
@@ -163,8 +165,14 @@ impl Coordinator {
         let config = self.directory().join("coordinator.yaml");
         let arguments = [OsStr::new("serve"), OsStr::new("--config"), config.as_os_str()];
         let name = format!("coordinator-{}", self.starts);
-        self.process = Some(Process::start(&self.host, &name, &binary("warren-coordinator")?, &arguments, &[])?);
+        let program = binary("warren-coordinator")?;
+        self.process = Some(Process::start(&self.host, &name, &program, &arguments, &self.more_environment)?);
         Ok(())
+    }
+
+    /// What it is started with from now on, beside what it needs.
+    pub fn set_environment(&mut self, environment: Vec<(&'static str, OsString)>) {
+        self.more_environment = environment;
     }
 
     /// SIGTERM; it must end with code 0.
@@ -232,7 +240,8 @@ impl Coordinator {
 impl Node {
     /// A host that is configured and not enrolled.
     pub fn on(host: Host, workload: &str) -> Result<Self> {
-        let node = Self { host, workload: workload.to_owned(), process: None, starts: 0 };
+        let workload = workload.to_owned();
+        let node = Self { host, workload, process: None, starts: 0, more_environment: Vec::new() };
         node.configure("")?;
         Ok(node)
     }
@@ -244,7 +253,14 @@ impl Node {
     }
 
     fn environment(&self) -> Vec<(&'static str, OsString)> {
-        vec![("WARREN_CONFIG", self.config().into())]
+        let mut all = self.more_environment.clone();
+        all.push(("WARREN_CONFIG", self.config().into()));
+        all
+    }
+
+    /// What it, and every command on its host, is started with from now on, beside what it needs.
+    pub fn set_environment(&mut self, environment: Vec<(&'static str, OsString)>) {
+        self.more_environment = environment;
     }
 
     /// Its configuration file.
