@@ -206,7 +206,10 @@ fn on_a_full_disk(directory: &Path) -> ExitCode {
         return ExitCode::from(7);
     }
     // Room comes back in the shape of the ballast; here, of the file system itself.
-    let grown = Command::new("mount").args(["-o", "remount,size=96m"]).arg(directory).status();
+    // With its type and source named: in an ordinary user's namespace `mount` would else repeat options (the owner's number)
+    // that mean another number there.
+    let remount = ["-t", "tmpfs", "-o", "remount,size=96m", "tmpfs"];
+    let grown = Command::new("mount").args(remount).arg(directory).status();
     assert!(grown.is_ok_and(|status| status.success()), "the file system grows");
     let revision = check(&state, acknowledged);
     println!("full disk: {acknowledged} commits acknowledged, {revision} found, none lost");
