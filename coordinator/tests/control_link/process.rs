@@ -69,6 +69,21 @@ impl Process {
     }
 }
 
+/// How long the hundred links are held without anything to do before memory is looked at once more. By hand, with the binary
+/// that is shipped: `WARREN_TEST_IDLE_SECONDS=600 WARREN_TEST_COORDINATOR=<file> cargo test -p warren-coordinator --test
+/// control_link a_hundred -- --nocapture`.
+fn idle() -> Option<Duration> {
+    let seconds = std::env::var("WARREN_TEST_IDLE_SECONDS").ok()?;
+    Some(Duration::from_secs(seconds.parse().expect("WARREN_TEST_IDLE_SECONDS is a number")))
+}
+
+/// The coordinator of this build, or another one that is to be measured.
+fn program() -> std::path::PathBuf {
+    std::env::var_os("WARREN_TEST_COORDINATOR")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_warren-coordinator").into())
+        .into()
+}
+
 fn options(directory: &Path) -> Options {
     let mut options = Options::new(directory);
     (options.keep_free, options.keep_free_percent, options.any_file_system) = (0, 0, true);
@@ -77,7 +92,7 @@ fn options(directory: &Path) -> Options {
 
 /// Makes the mesh with `init`, and its token and policy before it is served.
 async fn prepare(directory: &Path, listen: SocketAddr) -> (Target, JoinToken) {
-    let init = Command::new(env!("CARGO_BIN_EXE_warren-coordinator"))
+    let init = Command::new(program())
         .args(["init", "--domain", "bank.example", "--admin-listen", "127.0.0.1:0", "--any-file-system", "--dir"])
         .arg(directory)
         .args(["--listen", &listen.to_string()])
@@ -115,7 +130,7 @@ async fn prepare(directory: &Path, listen: SocketAddr) -> (Target, JoinToken) {
 }
 
 fn serve(directory: &Path) -> Process {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_warren-coordinator"))
+    let mut child = Command::new(program())
         .args(["serve", "--config"])
         .arg(directory.join("coordinator.yaml"))
         .env("WARREN_COORDINATOR_STORE_KEEP_FREE", "0MiB")
@@ -167,6 +182,13 @@ async fn a_hundred_linked_nodes_learn_of_a_change_in_time_and_cost_less_than_80_
         delays.push(arrivals.recv().await.unwrap().saturating_duration_since(changed));
     }
     let (resident, own) = process.resident();
+    if let Some(idle) = idle() {
+        // The links live on: both ends keep them alive, heartbeats come, and nobody does anything else.
+        tokio::time::sleep(idle).await;
+        let (resident, own) = process.resident();
+        println!("after {idle:?} of idleness: resident {resident} KiB, {own} KiB of it data");
+        assert!(own < 68 * 1024, "{own} KiB");
+    }
     together.wait().await;
     for node in nodes {
         node.await.unwrap();
