@@ -5,7 +5,7 @@
 //! machine whose clock starts in 1970 judges certificates by the time it last verified.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustix::time::{ClockId, clock_gettime};
@@ -24,14 +24,15 @@ pub struct Reading {
     pub wall: UnixTime,
 }
 
-/// Reads the operating system's clocks.
+/// Reads the operating system's clocks. The wall clock is read as every other program reads it, through the C library, so that
+/// what sets a clock for the processes of one host in a test sets it for the node too.
 #[must_use]
 pub fn read() -> Reading {
     let boot = clock_gettime(ClockId::Boottime);
-    let wall = clock_gettime(ClockId::Realtime);
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Reading {
         boot: Duration::new(u64::try_from(boot.tv_sec).unwrap_or(0), u32::try_from(boot.tv_nsec).unwrap_or(0)),
-        wall: UnixTime(u64::try_from(wall.tv_sec).unwrap_or(0)),
+        wall: UnixTime(wall.as_secs()),
     }
 }
 
@@ -87,6 +88,14 @@ impl Clock {
         self.floor.load().at((self.source)().boot)
     }
 
+    /// How far the wall clock is behind the floor: beyond [`JUMP`] it is wrong, whatever the reason.
+    #[must_use]
+    pub fn behind(&self) -> Option<Duration> {
+        let wall = (self.source)().wall;
+        let behind = wall.until(self.floor());
+        (behind > JUMP).then_some(behind)
+    }
+
     /// Whether the wall clock was set since the last call.
     pub fn jump(&self) -> Option<Jump> {
         let reading = (self.source)();
@@ -134,6 +143,7 @@ mod tests {
         set(1, 0);
         let clock = Clock::new(|| READING.get(), UnixTime(7_000));
         assert_eq!(clock.now().unix, UnixTime(7_000));
+        assert_eq!(clock.behind(), Some(Duration::from_secs(7_000)));
         set(11, 10);
         assert_eq!(clock.now().unix, UnixTime(7_010));
     }
@@ -146,5 +156,6 @@ mod tests {
         clock.verified(UnixTime(10));
         set(50, 1_052);
         assert_eq!((clock.floor(), clock.now().unix, clock.jump()), (UnixTime(1_000), UnixTime(1_052), None));
+        assert_eq!(clock.behind(), None);
     }
 }

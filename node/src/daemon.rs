@@ -61,6 +61,12 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
     };
     let floor = snapshot::read_floor(&state)?;
     let clock = Arc::new(Clock::new(clock::read, floor.time));
+    if let Some(behind) = clock.behind() {
+        warn!(
+            behind_seconds = behind.as_secs(), used = %clock.now().unix, next = "set the clock: timedatectl set-ntp true",
+            "the wall clock is behind what was verified before; time goes on from there"
+        );
+    }
     let workload = config.workload.clone().or_else(|| match identity.workloads.as_slice() {
         [only] => Some(only.clone()),
         _ => None,
