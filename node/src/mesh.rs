@@ -89,6 +89,8 @@ pub struct Mesh {
     unsaved: bool,
     /// From here on the policy in force answers otherwise by itself.
     policy_changes: Option<UnixTime>,
+    /// The time at which everything was judged last.
+    judged: UnixTime,
     commands: mpsc::Receiver<Command>,
     view: watch::Sender<Option<Arc<MeshView>>>,
     /// The newest generation that was acknowledged, or could have been.
@@ -139,6 +141,7 @@ impl Mesh {
             waiting: VecDeque::new(),
             unsaved: false,
             policy_changes: None,
+            judged: UnixTime(0),
             knowledge: None,
             hints: saved_hints.clone().into_iter().collect(),
             saved_hints,
@@ -386,6 +389,7 @@ impl Mesh {
         };
         let admission = knowledge.admit(&local, self.fresh_until(), &self.admitted, now);
         self.policy_changes = knowledge.policy.next_date(now);
+        self.judged = now;
         self.admitted = admission.peers.iter().map(VerifiedPeer::instance).collect();
         self.log_refused(&admission.refused);
         self.refused = admission.refused.clone().into();
@@ -497,7 +501,9 @@ impl Mesh {
             own || view.peers.iter().any(|peer| peer.valid_until() <= now)
         });
         let dated = self.policy_changes.is_some_and(|date| date <= now);
-        if ended || dated || (waits_for_time && !self.is_stale()) {
+        // A clock that ran ahead, and that nobody had vouched for, was put right: what it had ended has not ended.
+        let put_right = now < self.judged;
+        if ended || dated || put_right || (waits_for_time && !self.is_stale()) {
             self.publish();
         }
         // A failure is in the log, and the next tick tries again.

@@ -452,6 +452,22 @@ fn a_peer_whose_certificate_ends_leaves_without_a_word_from_anyone() {
 }
 
 #[test]
+fn what_a_clock_that_ran_ahead_had_ended_is_back_once_the_clock_is_right() {
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    give(&mut mesh, rig.mesh.update(5, &rig.scope())).expect("accepted");
+    let set = |wall: u64| CLOCK.set(Reading { wall: UnixTime(wall), ..CLOCK.get() });
+    set(NOW.0 + 30 * DAY);
+    mesh.tick(false);
+    assert!(peers(&handle).is_empty(), "closed while the clock says so");
+    assert!(handle.view().borrow().as_ref().is_some_and(|view| view.own.is_none()));
+    set(NOW.0 + 1);
+    mesh.tick(false);
+    assert_eq!(peers(&handle), [CALLER]);
+    assert!(handle.view().borrow().as_ref().is_some_and(|view| view.own.is_some()));
+}
+
+#[test]
 fn when_audit_mode_ends_on_its_date_those_it_let_in_leave_without_a_word_from_anyone() {
     let rig = Rig::new();
     let (mut mesh, handle) = rig.open();
