@@ -341,6 +341,15 @@ fn judged(group: Group, id: &'static str, validity: Validity, now: warren_proto:
 
 fn running(status: &Status) -> Vec<Item> {
     let mut items = Vec::new();
+    if status.instances.is_empty() {
+        items.push(Item::bad(
+            Group::Certificates,
+            "certificates.tunnel",
+            State::Fail,
+            "there is no tunnel certificate in date: nothing passes",
+            "the control link must come up to have one issued; and compare the clock",
+        ));
+    }
     for instance in &status.instances {
         let left = spoken(Duration::from_secs(instance.certificate.seconds_left));
         let found = format!("{}: good for {left}", instance.workload);
