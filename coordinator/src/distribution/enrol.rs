@@ -33,7 +33,12 @@ pub(super) async fn serve(
             tracing::info!(node = %enrolled.node.id, host = %enrolled.node.host_name, "a node enrolled");
             (wire::enrol_response::Result::Enrolled(response(registry, enrolled)?), None)
         }
-        Err(refusal) => (wire::enrol_response::Result::Refused(refusal.clone().into()), Some(refusal)),
+        Err(refusal) => {
+            // Named before it is answered: who takes no answer must not stay unnamed.
+            let remote = connection.remote_address();
+            tracing::warn!(%remote, reason = %refusal.reason, detail = %refusal.detail, "an enrolment was refused");
+            (wire::enrol_response::Result::Refused(refusal.clone().into()), Some(refusal))
+        }
     };
     send.send(&wire::EnrolResponse { result: Some(result) }).await?;
     send.finish().await;

@@ -88,7 +88,12 @@ pub(super) async fn serve(
     let (mut send, mut receive) = (Sender::new(stream.0, MAX_ENROL_FRAME), Receiver::new(stream.1, MAX_ENROL_FRAME));
     let (result, refused) = match converse(&shared, &connection, requester, &mut send, &mut receive).await {
         Ok(result) => (result, None),
-        Err(refusal) => (wire::issue_response::Result::Refused(refusal.clone().into()), Some(refusal)),
+        Err(refusal) => {
+            // Named before it is answered: who takes no answer must not stay unnamed.
+            let node = requester.node;
+            tracing::warn!(%node, reason = %refusal.reason, detail = %refusal.detail, "issuance was refused");
+            (wire::issue_response::Result::Refused(refusal.clone().into()), Some(refusal))
+        }
     };
     send.send(&wire::IssueResponse { result: Some(result) }).await?;
     send.finish().await;

@@ -296,7 +296,7 @@ async fn serve_enrolment(shared: &Shared, connection: quinn::Connection, enrolme
     match served {
         Ok(Ok(())) => connection.close(VarInt::from_u32(0), b""),
         Ok(Err(refusal)) => {
-            tracing::warn!(%remote, reason = %refusal.reason, detail = %refusal.detail, "an enrolment was refused");
+            tracing::debug!(%remote, reason = %refusal.reason, "an enrolment ended without success");
             session::close(&connection, &refusal);
         }
         Err(_) => session::close(&connection, &Refusal::new(Reason::FrameUnexpected, "the enrolment took too long")),

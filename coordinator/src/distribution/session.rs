@@ -559,9 +559,7 @@ async fn issue(
     let node = requester.node;
     match timeout(PATIENCE, issuance::serve(shared, connection, requester, stream)).await {
         Ok(Ok(())) => {}
-        Ok(Err(refusal)) => {
-            tracing::warn!(%node, reason = %refusal.reason, detail = %refusal.detail, "issuance was refused");
-        }
+        Ok(Err(refusal)) => tracing::debug!(%node, reason = %refusal.reason, "an issuance ended without success"),
         Err(_) => tracing::warn!(%node, "an issuance took too long"),
     }
 }
