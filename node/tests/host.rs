@@ -165,8 +165,18 @@ fn delete_rules(name: &str) -> Result<()> {
     delete_in_nftables(8, name)
 }
 
-/// One nfnetlink batch with one deletion, by table name, as anybody with the capability can send it.
+/// Switches an nftables table of family `inet` off, and leaves it where it is.
+fn switch_off_table(name: &str) -> Result<()> {
+    // Attribute 2, the table's flags: 1 is NFT_TABLE_F_DORMANT.
+    change_in_nftables(0, name, &[8, 0, 2, 0, 0, 0, 0, 1])
+}
+
 fn delete_in_nftables(what: u16, name: &str) -> Result<()> {
+    change_in_nftables(what, name, &[])
+}
+
+/// One nfnetlink batch with one change, by table name, as anybody with the capability can send it.
+fn change_in_nftables(what: u16, name: &str, more: &[u8]) -> Result<()> {
     let message = |kind: u16, flags: u16, sequence: u32, header: [u8; 4], attribute: &[u8]| {
         let length = 20 + attribute.len();
         let mut bytes = u32::try_from(length).unwrap().to_ne_bytes().to_vec();
@@ -181,6 +191,7 @@ fn delete_in_nftables(what: u16, name: &str) -> Result<()> {
     attribute.extend(name.as_bytes());
     attribute.push(0);
     attribute.resize(attribute.len().next_multiple_of(4), 0);
+    attribute.extend(more);
     let (request, acknowledge) = (1, 5);
     let batch = [
         message(16, request, 1, [0, 0, 0, 10], &[]),
@@ -194,7 +205,7 @@ fn delete_in_nftables(what: u16, name: &str) -> Result<()> {
     let (answer, _) = socket.recv_from_full()?;
     match i32::from_ne_bytes(answer[16..20].try_into()?) {
         0 => Ok(()),
-        code => bail!("delete in table {name}: {}", std::io::Error::from_raw_os_error(-code)),
+        code => bail!("change table {name}: {}", std::io::Error::from_raw_os_error(-code)),
     }
 }
 
@@ -359,6 +370,8 @@ fn a_changed_guard_is_noticed_and_put_right() -> Result<()> {
         // The table and its chains still stand, and let everything through.
         delete_rules(GUARD_TABLE)?;
         repaired(&events, GUARD_TABLE)?;
+        switch_off_table(GUARD_TABLE)?;
+        repaired(&events, GUARD_TABLE)?;
         // Another prefix is another guard.
         let mut other = desired(&tun);
         other.overlay.v6.1 = 64;
@@ -437,6 +450,10 @@ fn a_neighbour_cannot_pose_as_an_overlay_address() -> Result<()> {
     let service_at = service.local_addr()?;
     let forged = IpAddr::V6(addresses(20).v6);
     b.namespace.run_async(|| add_to_loopback(forged))?;
+    // The neighbours know each other before: else the guard would stop the answer to the solicitation that bears the forged
+    // source, and the packet would never be sent.
+    b.namespace.run(|| send(IpAddr::V6(b.v6), service_at))?;
+    ensure!(hears(&service, PATIENCE)?, "the service is out of reach");
     b.namespace.run(|| send(forged, service_at))?;
     ensure!(!hears(&service, SILENCE)?, "a packet with a forged overlay source came in");
     a.namespace.run(|| delete_table(GUARD_TABLE))?;

@@ -380,6 +380,18 @@ mod tests {
         assert_eq!(mask(32, 4), [0xff; 4]);
     }
 
+    #[test]
+    fn the_guard_stands_wherever_a_packet_of_the_overlay_can_pass() {
+        let prefixes = [("fd00::", 48), ("10.77.0.0", 16)]
+            .map(|(first, length)| Prefix { first: first.parse().expect("address"), length });
+        let stands: Vec<_> =
+            Guard::new(&prefixes, 7).0.into_iter().map(|chain| (chain.name, chain.hook, chain.rules.len())).collect();
+        // NF_INET_PRE_ROUTING for both directions; LOCAL_IN and FORWARD after destination translation; LOCAL_OUT is not
+        // enough, POST_ROUTING sees what is forwarded too. One rule for each prefix and direction.
+        let expected = [("arriving", 0, 4), ("delivered", 1, 2), ("forwarded", 2, 2), ("leaving", 4, 2)];
+        assert_eq!(stands, expected.map(|(name, hook, rules)| (name.to_owned(), hook, rules)));
+    }
+
     proptest! {
         #[test]
         fn arbitrary_rules_and_chains_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
