@@ -206,6 +206,17 @@ fn a_certificate_never_outlives_its_issuer_and_an_ending_issuer_signs_nothing() 
 }
 
 #[test]
+fn a_certificate_lives_five_minutes_at_least() {
+    let (_directory, authority) = mesh();
+    let (_, key) = requester();
+    let short = TunnelTerms { lifetime: Duration::from_secs(299), ..terms() };
+    let refused = authority.issue_tunnel(&key, &short, NOW).expect_err("refused");
+    assert_eq!(refused.reason, Reason::InvalidField);
+    let shortest = TunnelTerms { lifetime: Duration::from_secs(300), ..terms() };
+    authority.issue_tunnel(&key, &shortest, NOW).expect("issued");
+}
+
+#[test]
 fn a_tunnel_key_of_low_order_or_of_a_second_spelling_is_not_certified() {
     let (_directory, authority) = mesh();
     let (_, key) = requester();

@@ -221,6 +221,18 @@ async fn a_key_enrols_one_node_only() {
 }
 
 #[tokio::test]
+async fn a_revoked_node_does_not_come_back_by_the_token_and_key_that_it_enrolled_with() {
+    let mesh = Mesh::new().await;
+    let key = KeyPair::generate().expect("key");
+    let token = mesh.token(2, &["shop/web"]).await;
+    let enrolled = mesh.enrol(&token, &key).await.expect("enrolled");
+    mesh.registry.revoke(&Caller::new("test"), Revoke::Node(enrolled.node.id)).await.expect("revoked");
+    assert_eq!(reason(mesh.enrol(&token, &key).await), Reason::KeyInUse);
+    let state = mesh.registry.state();
+    assert!(state.nodes.len() == 1 && state.nodes.get(&enrolled.node.id).is_some_and(|node| node.revoked_at.is_some()));
+}
+
+#[tokio::test]
 async fn a_node_gets_no_certificate_for_an_identity_that_its_token_did_not_allow() {
     let mesh = Mesh::new().await;
     let node = mesh.node(&["shop/web"]).await;

@@ -107,6 +107,20 @@ fn an_intermediate_that_names_another_trust_domain_is_refused() {
 }
 
 #[test]
+fn a_leaf_that_names_another_key_than_its_issuers_is_refused() {
+    let mesh = Mesh::new();
+    let key = rcgen::KeyPair::generate().expect("key");
+    let issuing = mesh.root.sign(&make::issuing(), &key);
+    let lying = bent(make::issuing(), |params| {
+        params.key_identifier_method = rcgen::KeyIdMethod::PreSpecified(vec![7; 20]);
+    });
+    // Signed by the intermediate's key, and says that another one did: revoking the issuer would not find it.
+    let issuer = rcgen::Issuer::new(lying, key);
+    let leaf = make::node().signed_by(&rcgen::KeyPair::generate().expect("key"), &issuer).expect("signed");
+    assert_eq!(node_by(&mesh, &[leaf.der(), &issuing]).expect_err("refused"), Reason::UntrustedIssuer);
+}
+
+#[test]
 fn ended_and_early_certificates_are_refused_by_name() {
     let mesh = Mesh::new();
     let ended = bent(make::coordinator(), |params| params.not_after = moment(NOW));

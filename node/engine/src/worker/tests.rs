@@ -645,6 +645,20 @@ fn inner_destinations_that_are_not_local_are_silently_refused() {
     }
 }
 
+/// A session is between two instances: it reaches no other instance of the same node.
+#[test]
+fn inner_destinations_of_another_local_instance_are_silently_refused() {
+    let mut world = World::new();
+    let node = &mut world.nodes[API];
+    let first = node.tables.locals[0].clone();
+    let other: OverlayAddresses = addresses(5);
+    let second = Local { index: LocalIndex(LOCAL.0 + 1), addresses: other, ..first.clone() };
+    node.tables.locals = Arc::new([first, second]);
+    node.publish_next();
+    let packet = Build::between(addresses(WEB).v6, other.v6).udp(1, 53, b"");
+    assert_eq!(world.inject(WEB, API, &packet), dropped(API, Reason::DestinationNotLocal));
+}
+
 #[test]
 fn replayed_and_tampered_datagrams_enter_no_host() {
     let mut world = World::new();
@@ -768,6 +782,33 @@ fn icmp_errors_pass_only_when_they_quote_a_live_flow_of_that_peer() {
         assert_eq!(world.inject(API, WEB, &back.unreachable(&turned)), dropped(WEB, Reason::IcmpUnsolicited));
         assert_eq!(world.inject(API, WEB, &back.unreachable(&[])), dropped(WEB, Reason::IcmpUnsolicited));
         assert_eq!(world.inject(API, WEB, &back.unreachable(&error)), dropped(WEB, Reason::IcmpUnsolicited));
+    }
+}
+
+#[test]
+fn an_icmp_error_about_a_flow_that_policy_has_cut_does_not_pass() {
+    for family in [0, 1] {
+        let mut world = World::new();
+        let there = between(WEB, API)[family];
+        let (query, answer) = (there.udp(40_000, 53, b"q"), there.reversed().udp(53, 40_000, b"a"));
+        assert_eq!(world.send(WEB, &query), delivered(API, &query));
+        assert_eq!(world.send(API, &answer), delivered(WEB, &answer));
+        let error = there.unreachable(&answer);
+        assert_eq!(world.inject(WEB, API, &error), delivered(API, &error));
+        world.publish(CLOSED);
+        assert_eq!(world.inject(WEB, API, &error), dropped(API, Reason::IcmpUnsolicited));
+    }
+}
+
+#[test]
+fn an_icmp_error_in_parts_does_not_pass() {
+    let mut world = World::new();
+    for there in between(WEB, API) {
+        let query = there.udp(40_000, 53, &[7; 400]);
+        assert_eq!(world.send(WEB, &query), delivered(API, &query));
+        let error = there.reversed().unreachable(&query);
+        let part = fragment(&error, 90, 0, true, 80);
+        assert_eq!(world.inject(API, WEB, &part), dropped(WEB, Reason::IcmpForbidden));
     }
 }
 

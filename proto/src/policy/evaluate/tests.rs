@@ -71,6 +71,14 @@ fn a_deny_of_the_mesh_wins_over_an_allow_of_the_service_but_for_its_exception_un
 }
 
 #[test]
+fn an_exception_holds_for_its_own_destination_only() {
+    let elsewhere = BANK.replace("to: [dev/warehouse], ports: [5432/tcp]", "to: [bank/*], ports: [5432/tcp]");
+    assert_ne!(elsewhere, BANK);
+    let decision = ask(&whole(&elsewhere), "risk/anonymiser", "dev/warehouse", 5432, NOW);
+    assert_eq!((rule(&decision), decision.reason), ("mesh:prod-to-dev", Some(Reason::DeniedByRule)));
+}
+
+#[test]
 fn a_require_refuses_callers_outside_its_must_even_where_an_allow_names_them() {
     let decision = whole(BANK).evaluate(&name("dev/warehouse"), &name("bank/banking-api"), Transport::Udp, 20_000, NOW);
     assert_eq!((rule(&decision), decision.reason), ("bank:from-prod", Some(Reason::RequireFailed)));

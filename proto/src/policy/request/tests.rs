@@ -64,6 +64,12 @@ name: guarded/audited
 ports: { api: { port: 80, protocol: http } }
 allow: { a: { from: [shop/web], ports: [api], http: [{ paths: ["/a"] }] } }
 audit: { until: "2026-12-15", ports: all }
+---
+kind: Service
+name: bank/audited
+ports: { api: { port: 80, protocol: http } }
+allow: { a: { from: [shop/web], ports: [api], http: [{ paths: ["/a"] }], jwt: { issuer: corp-idp } } }
+audit: { until: "2026-12-15", ports: all }
 "#;
 
 fn get(path: &str) -> Request {
@@ -232,6 +238,9 @@ fn audit_mode_relaxes_what_no_rule_matches_and_neither_tokens_nor_malformed_requ
     let audited = ask(&policy, "shop/other", "guarded/audited", 80, &with("/b", Some(teller())));
     assert!(audited.is_allowed() && audited.audit);
     assert_eq!(ask(&policy, "shop/other", "guarded/audited", 80, &with("/b", None)).reason, Some(Reason::JwtMissing));
+    // A rule that takes the request but for its token speaks, and audit mode does not overrule it.
+    let refused = ask(&policy, "shop/web", "bank/audited", 80, &with("/a", None));
+    assert_eq!((refused.is_allowed(), refused.reason), (false, Some(Reason::JwtMissing)));
     let malformed = ask(&policy, "shop/other", "guarded/audited", 80, &with("//b", Some(teller())));
     assert_eq!(malformed.reason, Some(Reason::RequestMalformed));
 }
