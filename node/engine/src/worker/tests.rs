@@ -786,6 +786,19 @@ fn icmp_errors_pass_only_when_they_quote_a_live_flow_of_that_peer() {
 }
 
 #[test]
+fn a_flow_of_ones_own_ends_with_the_grant() {
+    let mut world = World::new();
+    let [there, _] = between(WEB, API);
+    let query = there.udp(40_000, 53, b"q");
+    assert_eq!(world.send(WEB, &query), delivered(API, &query));
+    world.nodes[WEB].change_peer(API, |peer| peer.links[0].may_call = false);
+    assert_eq!(world.nodes[WEB].shared.sweep(world.now).len(), 1, "it is cut");
+    let answer = there.reversed().udp(53, 40_000, b"a");
+    let outcome = world.inject(API, WEB, &answer);
+    assert_eq!((outcome.delivered.len(), outcome.drops), (0, vec![(WEB, Reason::PolicyChanged)]));
+}
+
+#[test]
 fn an_icmp_error_about_a_flow_that_policy_has_cut_does_not_pass() {
     for family in [0, 1] {
         let mut world = World::new();
