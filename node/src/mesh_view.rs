@@ -66,12 +66,12 @@ pub struct RefusedUpdate {
     pub refusal: Refusal,
     /// The revocations in it that a verified manifest for this node, not behind what it applied, names by digest: they
     /// hold all the same. Empty when it is the manifest that must not be believed.
-    pub revocations: RevocationSet,
+    pub revocations: Box<RevocationSet>,
 }
 
 impl From<Refusal> for RefusedUpdate {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, revocations: RevocationSet::default() }
+        Self { refusal, revocations: Box::default() }
     }
 }
 
@@ -97,7 +97,7 @@ impl Knowledge {
         let of_revocations = |object: &&wire::ScopeObject| object.kind == i32::from(wire::ObjectKind::Revocations);
         let lists: Vec<_> = update.objects.iter().filter(of_revocations).cloned().collect();
         Self::complete(current, update, (signed, &manifest), against)
-            .map_err(|refusal| RefusedUpdate { refusal, revocations: stated(&lists, &manifest) })
+            .map_err(|refusal| RefusedUpdate { refusal, revocations: Box::new(stated(&lists, &manifest)) })
     }
 
     fn complete(
