@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use warren_netns_tests::host::Outcome;
+use rtnetlink::{LinkBridge, LinkUnspec};
+use warren_netns_tests::host::{Outcome, device, netlink};
 use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
 use warren_netns_tests::namespace::small_disk;
 use warren_netns_tests::processes::eventually;
@@ -21,7 +22,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        claim("faults::a_removed_tun_device_ends_the_node_closed_and_is_named", tun_removed),
+        claim("faults::a_removed_tun_device_is_made_anew_and_the_node_is_closed_and_says_so_meanwhile", tun_removed),
         claim("faults::a_port_in_use_is_named_with_the_next_step", port_in_use),
         claim("faults::a_half_written_state_file_is_named_and_nothing_starts_open", half_written),
         claim("faults::a_full_disk_is_named_and_the_last_state_stays_in_force", full_disk),
@@ -44,17 +45,42 @@ fn tun_removed() -> Result<()> {
     let (mesh, mut web, bank) = web_and_bank(&[])?;
     wait_until_allowed(&web, &bank)?;
     let api = bank.at(8080)?;
+    let before = web.addresses()?;
     let capture = mesh.lab.capture()?;
-    web.host.delete_device("warren0")?;
-    eventually("the node ends", IN_FORCE, || Ok(web.process()?.ended()?.is_some()))?;
-    let status = web.process()?.ended()?;
-    ensure!(status.is_some_and(|status| !status.success()), "it ended as if all were well: {status:?}");
-    ensure!(web.process()?.log_text().contains("warren0"), "the device is not named: {}", web.process()?.log_text());
+    // Another device takes the name at once, so that the node cannot make its own.
+    web.host.namespace.run_async(|| async {
+        let handle = netlink().await?;
+        handle.link().add(LinkBridge::new("holds0").build()).execute().await?;
+        let (holds, tun) = (device(&handle, "holds0").await?, device(&handle, "warren0").await?);
+        handle.link().del(tun).execute().await?;
+        let renamed = LinkUnspec::new_with_index(holds).name("warren0".to_owned()).build();
+        Ok(handle.link().change(renamed).execute().await?)
+    })?;
+    eventually("the status says what is wrong", IN_FORCE, || {
+        let status = web.say(&["status", "-o", "json"])?.stdout;
+        Ok(status.contains("the TUN device warren0 is gone and cannot be made anew yet") && !is_ready(&web)?)
+    })?;
     let (outcome, _) = web.host.tcp(api, b"question", SILENCE)?;
     ensure!(outcome != Outcome::Connected, "overlay traffic went somewhere: {outcome:?}");
     let IpAddr::V6(address) = api.ip() else { anyhow::bail!("the first address is IPv6") };
     ensure!(capture.frames_with(&address.octets()) == 0, "overlay traffic left in clear");
-    Ok(())
+    web.host.delete_device("warren0")?;
+    wait_until_allowed(&web, &bank)?;
+    eventually("the node is ready again", IN_FORCE, || is_ready(&web))?;
+    ensure!(web.addresses()? == before && web.process()?.ended()?.is_none());
+    ensure!(!web.say(&["status", "-o", "json"])?.stdout.contains("is gone"), "the status still speaks of it");
+    // And with nothing in the way, as often as somebody removes it.
+    for _ in 0..2 {
+        web.host.delete_device("warren0")?;
+        wait_until_allowed(&web, &bank)?;
+    }
+    ensure!(capture.frames_with(&address.octets()) == 0, "overlay traffic left in clear");
+    web.stop()
+}
+
+fn is_ready(node: &Node) -> Result<bool> {
+    let status = node.say(&["status", "-o", "json"])?.expect(0)?.json()?;
+    Ok(status["ready"].as_bool() == Some(true))
 }
 
 fn port_in_use() -> Result<()> {

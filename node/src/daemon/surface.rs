@@ -90,7 +90,7 @@ impl Surface {
                 port: self.tunnel.port,
                 mtu: self.tunnel.mtu,
                 workers: self.tunnel.workers,
-                notes: [self.tunnel.notes.clone(), self.tunnel.offloads.errors().lines()].concat(),
+                notes: self.tunnel.notes(),
                 offloads: offloads(&self.tunnel.offloads),
             },
             peers: view.as_ref().map(|view| peers(view, &tunnel.peers)).unwrap_or_default(),
@@ -211,6 +211,7 @@ impl Surface {
         } else if view.is_some_and(MeshView::awaits_rules) {
             waiting.push("the policy of its own instance from the coordinator".to_owned());
         }
+        waiting.extend(self.tunnel.outage());
         if waiting.is_empty() {
             waiting.push("the data plane to judge by the policy".to_owned());
         }

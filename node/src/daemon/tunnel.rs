@@ -1,7 +1,8 @@
 //! The tunnel's end on this host: claims what it needs before anything else happens, so that what is missing is
 //! named at once; opens when this node knows who it is; and closes behind itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
@@ -22,7 +23,10 @@ use crate::mesh::MeshHandle;
 use crate::mesh_view::MeshView;
 use crate::stop::Stop;
 
-/// What does not change while the daemon runs.
+/// How long a device that could not be made anew is left before the next try.
+const REMAKE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What does not change while the daemon runs, and how its devices are.
 #[derive(Debug, Clone)]
 pub struct TunnelFacts {
     /// The TUN device.
@@ -37,6 +41,26 @@ pub struct TunnelFacts {
     pub notes: Vec<String>,
     /// Which offloads are in use.
     pub offloads: Arc<Offloads>,
+    /// Why there is no TUN device at present.
+    pub outage: Arc<Mutex<Option<String>>>,
+}
+
+impl TunnelFacts {
+    /// What works less well than it could, for `warren status`.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        [self.outage().into_iter().collect(), self.notes.clone(), self.offloads.errors().lines()].concat()
+    }
+
+    /// Why there is no TUN device at present.
+    #[must_use]
+    pub fn outage(&self) -> Option<String> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_outage(&self, why: Option<String>) {
+        *self.outage.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
 }
 
 /// How the data plane is doing.
@@ -86,6 +110,7 @@ pub fn claim(config: &config::Tunnel) -> Result<Claimed, Refusal> {
         workers,
         notes: udp.notes.clone(),
         offloads,
+        outage: Arc::default(),
     };
     for note in &facts.notes {
         info!("udp: {note}");
@@ -125,14 +150,49 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
         () = stop.stopped() => return Ok(()),
     };
     let mut kept = Kept::start(host, desired).await?;
-    let opens = tokio::select! {
-        opens = kept.until_known(&mut view) => opens.map(|()| true),
-        () = stop.stopped() => Ok(false),
-    };
-    if !matches!(opens, Ok(true)) {
-        let reverted = kept.stop().await;
-        return opens.and(reverted);
+    let mut devices = (tun, udp);
+    loop {
+        let opens = tokio::select! {
+            opens = kept.until_known(&mut view) => opens.map(|()| true),
+            () = stop.stopped() => Ok(false),
+        };
+        if !matches!(opens, Ok(true)) {
+            let reverted = kept.stop().await;
+            return opens.and(reverted);
+        }
+        let Some(host) = serve(&facts, devices, kept, &mut around, view.clone()).await? else { return Ok(()) };
+        match make_anew(&facts, host, &mut around).await? {
+            Some(anew) => (kept, devices) = anew,
+            None => return Ok(()),
+        }
+        facts.set_outage(None);
+        info!("{} is there again", facts.device);
     }
+}
+
+/// A host that is closed for the overlay as it last had to be, with nobody to keep it so.
+struct Left {
+    host: Host,
+    desired: Desired,
+}
+
+/// How serving came to its end.
+enum Served {
+    /// The daemon stops.
+    Stopped,
+    /// Somebody removed the TUN device.
+    DeviceGone(String),
+}
+
+/// Runs a data plane over the devices until the daemon stops or the TUN device is gone, when the host comes back as it is.
+/// Whatever the end, the data plane has closed when this returns.
+async fn serve(
+    facts: &TunnelFacts,
+    (tun, udp): (tun::Tun, udp::UdpSockets),
+    mut kept: Kept,
+    around: &mut Around,
+    view: watch::Receiver<Option<Arc<MeshView>>>,
+) -> Result<Option<Left>, Refusal> {
     let (events, mut from_plane) = mpsc::unbounded_channel();
     let devices = Devices {
         inner: tun.queues.into_iter().map(|queue| Box::new(queue) as _).collect(),
@@ -141,27 +201,74 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
     };
     let engine = EngineConfig { mtu: facts.mtu.into(), ..EngineConfig::new(rand::random()) };
     let clock = around.clock.clone();
-    let started = DataPlane::start(DataPlaneConfig { engine, time: Arc::new(move || clock.now()) }, devices, events);
-    match started {
-        Ok(plane) => {
-            let (orders, from_mesh) = mpsc::unbounded_channel::<MeshUpdate>();
-            around.mesh.attach(Box::new(move |update| drop(orders.send(update)))).await;
-            let trust_domain = view.borrow().as_ref().map(|view| view.knowledge.manifest.trust_domain.clone());
-            let serving = Serving { facts: &facts, kept: &mut kept, plane: &plane, trust_domain, applied: 0 };
-            let served = serving.serve(&mut around, view, from_mesh, &mut from_plane).await;
-            around.ready.send_replace(false);
-            // The host first: the TUN device goes away with the data plane, and a host that is still kept would miss it.
+    let plane = DataPlane::start(DataPlaneConfig { engine, time: Arc::new(move || clock.now()) }, devices, events)
+        .map_err(|error| Refusal::new(Reason::Internal, format!("the data plane does not start: {error}")))?;
+    let (orders, from_mesh) = mpsc::unbounded_channel::<MeshUpdate>();
+    around.mesh.attach(Box::new(move |update| drop(orders.send(update)))).await;
+    let trust_domain = view.borrow().as_ref().map(|view| view.knowledge.manifest.trust_domain.clone());
+    let serving = Serving { facts, kept: &mut kept, plane: &plane, trust_domain, applied: 0 };
+    let served = serving.serve(around, view, from_mesh, &mut from_plane).await;
+    around.ready.send_replace(false);
+    // The host first: the TUN device goes away with the data plane, and a host that is still kept would miss it.
+    let left = match served {
+        Ok(Served::DeviceGone(why)) => {
+            warn!("{} is gone and is made anew: {why}", facts.device);
+            facts.set_outage(Some(format!("the TUN device {} is gone and is made anew", facts.device)));
+            kept.release().await.map(Some)
+        }
+        Ok(Served::Stopped) => kept.stop().await.map(|()| None),
+        Err(error) => {
             let reverted = kept.stop().await;
-            let ended = blocking(move || plane.shut_down()).await;
-            // The last flows are still worth a line.
-            while let Ok(event) = from_plane.try_recv() {
-                if let DataPlaneEvent::Flow(record) = event {
-                    around.flows.add(flow_line(&record, None));
+            Err::<(), _>(error).and(reverted).map(|()| None)
+        }
+    };
+    let ended = blocking(move || plane.shut_down()).await;
+    // The last flows are still worth a line.
+    while let Ok(event) = from_plane.try_recv() {
+        if let DataPlaneEvent::Flow(record) = event {
+            around.flows.add(flow_line(&record, None));
+        }
+    }
+    left.and_then(|left| ended.map(|()| left))
+}
+
+/// Makes the devices as they were, and the host as it has to be with them, however often it takes; none when the daemon
+/// stops meanwhile. Until then nothing leads into the tunnel and the guard stands.
+async fn make_anew(
+    facts: &TunnelFacts,
+    Left { mut host, desired }: Left,
+    around: &mut Around,
+) -> Result<Option<(Kept, (tun::Tun, udp::UdpSockets))>, Refusal> {
+    loop {
+        let again = facts.clone();
+        let opened = blocking(move || {
+            let tun = tun::open(&again.device, again.workers, &again.offloads).map_err(|error| error.to_string())?;
+            let udp = udp::bind(again.port, again.workers, &again.offloads).map_err(|error| error.to_string())?;
+            Ok::<_, String>((tun, udp))
+        });
+        match opened.await? {
+            Ok((tun, udp)) => {
+                let desired = Desired { device: tun.index, ..desired };
+                return Ok(Some((Kept::start(host, desired).await?, (tun, udp))));
+            }
+            Err(why) => {
+                let outage = format!("the TUN device {} is gone and cannot be made anew yet: {why}", facts.device);
+                facts.set_outage(Some(outage));
+            }
+        }
+        let retry = tokio::time::sleep(REMAKE_INTERVAL);
+        tokio::pin!(retry);
+        loop {
+            tokio::select! {
+                () = &mut retry => break,
+                // Nothing passes and nobody is met.
+                Some(question) = around.questions.recv() => drop(question.send(TunnelStatus::default())),
+                () = around.stop.stopped() => {
+                    let reverted = blocking(move || host.revert()).await?;
+                    return reverted.map(|()| None).map_err(still_there);
                 }
             }
-            served.and(reverted).and(ended)
         }
-        Err(error) => Err(Refusal::new(Reason::Internal, format!("the data plane does not start: {error}"))),
     }
 }
 
@@ -220,10 +327,19 @@ impl Kept {
 
     async fn stop(self) -> Result<(), Refusal> {
         let Self { keeper, .. } = self;
-        blocking(move || keeper.stop()).await?.map_err(|error| {
-            Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}"))
-        })
+        blocking(move || keeper.stop()).await?.map_err(still_there)
     }
+
+    /// Keeps it no longer, and changes nothing.
+    async fn release(self) -> Result<Left, Refusal> {
+        let Self { keeper, desired, .. } = self;
+        let host = blocking(move || keeper.release()).await?.map_err(not_taken)?;
+        Ok(Left { host, desired })
+    }
+}
+
+fn still_there(error: HostError) -> Refusal {
+    Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}"))
 }
 
 fn not_taken(error: HostError) -> Refusal {
@@ -260,20 +376,24 @@ impl Serving<'_> {
         mut view: watch::Receiver<Option<Arc<MeshView>>>,
         mut from_mesh: mpsc::UnboundedReceiver<MeshUpdate>,
         from_plane: &mut mpsc::UnboundedReceiver<DataPlaneEvent>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Served, Refusal> {
         let stop = around.stop.clone();
         loop {
             tokio::select! {
                 Some(update) = from_mesh.recv() => self.plane.apply(update),
                 event = from_plane.recv() => match event {
+                    Some(DataPlaneEvent::DeviceLost { what: "TUN device", error }) => return Ok(Served::DeviceGone(error)),
                     Some(event) => self.handle_plane(event, around).await?,
                     None => return Err(Refusal::new(Reason::Internal, "the data plane has ended by itself")),
                 },
-                Some(event) = self.kept.events.recv() => handle_host(event)?,
+                Some(event) = self.kept.events.recv() => match event {
+                    HostEvent::Failed(gone @ HostError::DeviceGone(_)) => return Ok(Served::DeviceGone(gone.to_string())),
+                    event => handle_host(event)?,
+                },
                 Some(question) = around.questions.recv() => self.answer(question),
                 changed = view.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return Ok(Served::Stopped);
                     }
                     let known = view.borrow_and_update().clone();
                     if let Some(known) = known {
@@ -281,7 +401,7 @@ impl Serving<'_> {
                     }
                     self.look(around);
                 }
-                () = stop.stopped() => return Ok(()),
+                () = stop.stopped() => return Ok(Served::Stopped),
             }
         }
     }
@@ -380,6 +500,7 @@ fn tell(event: &Event) {
             info!(%peer, suite = suite.name(), rekey, "session up");
         }
         Event::SessionDown { peer, reason, .. } => info!(%peer, reason = reason.name(), "session down"),
+        Event::PathMtu { peer, mtu, .. } => info!(%peer, mtu, "the path takes packets of another size"),
         Event::Unreachable { peer, reason, .. } => warn!(%peer, reason = reason.name(), "peer unreachable"),
         Event::UnknownKey(key) => {
             debug!(key_hash = hex::encode(key.hash), from = %key.from, count = key.count, "unknown key");

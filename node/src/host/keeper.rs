@@ -37,6 +37,7 @@ pub enum HostEvent {
 enum Command {
     Apply(Desired, mpsc::SyncSender<Result<Changes, HostError>>),
     Stop(mpsc::SyncSender<Result<(), HostError>>),
+    Release(mpsc::SyncSender<Host>),
 }
 
 /// A handle on the thread that keeps the state. Dropping it without [`stop`](Self::stop) ends the thread and leaves
@@ -105,6 +106,13 @@ impl Keeper {
         Ordered(answered)
     }
 
+    /// Ends the keeping and leaves the state as it is: closed for the overlay, whatever has become of the device.
+    pub fn release(self) -> Result<Host, HostError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.send(Command::Release(answer));
+        answered.recv().map_err(|_| HostError::NotKept)
+    }
+
     /// Ends the keeping and takes the state back ([`Host::revert`]).
     pub fn stop(self) -> Result<(), HostError> {
         let (answer, answered) = mpsc::sync_channel(1);
@@ -151,6 +159,10 @@ impl Watch {
                     }
                     Ok(Command::Stop(answer)) => {
                         let _ = answer.send(self.host.revert());
+                        return;
+                    }
+                    Ok(Command::Release(answer)) => {
+                        let _ = answer.send(self.host);
                         return;
                     }
                     Err(mpsc::TryRecvError::Empty) => break,

@@ -63,6 +63,7 @@ fn rig() -> Rig {
             workers: 1,
             notes: Vec::new(),
             offloads: Offloads::new(Switches::ON),
+            outage: Arc::default(),
         },
         data_plane: mpsc::unbounded_channel().0,
         flows: flows.clone(),
