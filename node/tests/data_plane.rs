@@ -414,6 +414,10 @@ impl OuterIo for Flaky {
         }
     }
 
+    fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
+        self.socket.send_whole(endpoint, bytes, refused);
+    }
+
     fn coalesces(&self) -> bool {
         self.socket.coalesces()
     }

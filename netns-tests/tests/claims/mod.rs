@@ -21,6 +21,7 @@ mod guard;
 mod ingress;
 mod lab_itself;
 mod outage;
+mod path_mtu;
 mod spoofing;
 mod strangers;
 mod tutorial;
@@ -39,6 +40,7 @@ pub(crate) fn all() -> Vec<Trial> {
         clocks::trials(),
         control::trials(),
         outage::trials(),
+        path_mtu::trials(),
         faults::trials(),
         forged::trials(),
         tutorial::trials(),

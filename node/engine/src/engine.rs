@@ -118,6 +118,9 @@ impl Engine {
                 let id = (session.local(), session.peer());
                 self.with_link(id, |link, out| link.handle_rekey_due(session, out, now));
             }
+            WorkerEvent::LargeSent(local, peer) => {
+                self.with_link((*local, *peer), |link, out| link.handle_large(out, now));
+            }
             WorkerEvent::Moved(session, from) => {
                 let id = (session.local(), session.peer());
                 self.with_link(id, |link, _| link.handle_moved(session, *from, now));
@@ -134,11 +137,11 @@ impl Engine {
     }
 
     /// The network said that a datagram to `to` was too long and that UDP payloads of `payload` bytes fit (EMSGSIZE,
-    /// or ICMP through the socket's error queue). Larger inner packets to peers there are refused from now on.
-    pub fn handle_path_mtu(&mut self, to: SocketAddr, payload: usize) {
+    /// or ICMP that the kernel took note of). Larger inner packets to peers there are refused from now on.
+    pub fn handle_path_mtu(&mut self, to: SocketAddr, payload: usize, now: Now) {
         let ids: Vec<_> = self.peers.links().map(|(id, _)| id).collect();
         for id in ids {
-            self.with_link(id, |link, _| link.handle_path_mtu(to, payload));
+            self.with_link(id, |link, out| link.handle_path_mtu(to, payload, out, now));
         }
     }
 

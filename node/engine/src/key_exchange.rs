@@ -48,6 +48,10 @@ pub(crate) enum Kind {
     Accept = 2,
     /// Ends it without a session.
     Reject = 3,
+    /// Asks whether a datagram of its own size arrives; belongs to no exchange.
+    Probe = 4,
+    /// Says that it did.
+    ProbeAnswer = 5,
 }
 
 /// Why an offer was refused, as the one byte of a Reject.

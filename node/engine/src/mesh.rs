@@ -155,6 +155,15 @@ pub enum Event {
         /// `handshake-timeout`, `key-exchange-timeout`, `no-endpoint`, `no-peer` or an exchange's refusal.
         reason: Reason,
     },
+    /// The path to the peer takes inner packets of this size and no larger ones, as far as is known.
+    PathMtu {
+        /// The local end.
+        local: InstanceId,
+        /// The remote end.
+        peer: InstanceId,
+        /// Bytes.
+        mtu: u32,
+    },
     /// A handshake authenticated under a key that no admitted peer has. It got no answer.
     UnknownKey(UnknownKey),
 }
@@ -177,6 +186,8 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// What.
     pub datagram: Vec<u8>,
+    /// It must not be fragmented, here or on the way: it asks whether a datagram of its size arrives.
+    pub whole: bool,
 }
 
 /// An inner packet of a plain WireGuard peer, opened and authentic. Give it to a worker, which identifies and

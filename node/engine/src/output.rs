@@ -147,6 +147,8 @@ pub enum WorkerEvent {
     Confirmed(Arc<DataSession>),
     /// The session carries traffic and has come of age.
     RekeyDue(Arc<DataSession>),
+    /// The first packet since the slow half last asked that a path of IPv6's smallest MTU would not take whole.
+    LargeSent(LocalIndex, PeerIndex),
     /// A message of this session authenticated and came from another endpoint than its link's.
     Moved(Arc<DataSession>, SocketAddr),
     /// A transport message for no receiver of ours came from here: perhaps a peer that still holds a session which this

@@ -83,6 +83,10 @@ pub(super) struct World {
     pub(super) hosts: Vec<Host>,
     pub(super) now: Now,
     pub(super) wire: Wire,
+    /// Longer datagrams vanish on the wire.
+    pub(super) widest: usize,
+    /// Longer ones that must not be fragmented vanish.
+    pub(super) widest_whole: usize,
     /// Pairs between which nothing passes.
     pub(super) cut: HashSet<(usize, usize)>,
     pub(super) random: StdRng,
@@ -128,6 +132,8 @@ impl World {
             hosts: hosts.collect(),
             now: Now { monotonic: START, unix: NOW },
             wire: Wire::CLEAN,
+            widest: usize::MAX,
+            widest_whole: usize::MAX,
             cut: HashSet::new(),
             random: StdRng::seed_from_u64(seed),
             rules: rules.iter().copied().collect(),
@@ -193,13 +199,20 @@ impl World {
 
     /// An application calls another at a UDP port.
     pub(super) fn call(&mut self, from: usize, to: usize, port: u16) -> Call {
+        self.call_sized(from, to, port, 0)
+    }
+
+    /// As [`Self::call`], with an IPv6 packet of `length` bytes, or a short one of either family where that is 0.
+    pub(super) fn call_sized(&mut self, from: usize, to: usize, port: u16, length: usize) -> Call {
         self.next_id += 1;
         let call = Call { from, to, port, id: self.next_id };
         self.calls.insert(call.id, call);
         let source_port = 20_000 + (self.next_id % 200) as u16;
-        let v4 = self.random.random();
+        let v4 = self.random.random::<bool>() && length == 0;
         let way = Build::between(self.overlay(from, v4), self.overlay(to, v4));
-        let packet = way.udp(source_port, port, &call.id.to_be_bytes());
+        let mut payload = call.id.to_be_bytes().to_vec();
+        payload.resize(payload.len().max(length.saturating_sub(48)), 0);
+        let packet = way.udp(source_port, port, &payload);
         self.outbound(from, &packet);
         call
     }
@@ -239,7 +252,9 @@ impl World {
             let host = &mut self.hosts[of];
             let mut sent = Vec::new();
             while let Some(transmit) = host.engine.poll_transmit() {
-                sent.push((transmit.to, transmit.datagram));
+                if !transmit.whole || transmit.datagram.len() <= self.widest_whole {
+                    sent.push((transmit.to, transmit.datagram));
+                }
             }
             while let Some(plain) = host.engine.poll_plain() {
                 let (worker, outbox) = &mut host.workers[0];
@@ -315,6 +330,9 @@ impl World {
 
     fn transmit(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         const ELSEWHERE: ([u8; 4], u16) = ([203, 0, 113, 9], 666);
+        if datagram.len() > self.widest {
+            return;
+        }
         if self.random.random_bool(self.wire.overtaken) {
             self.arrive(SocketAddr::from(ELSEWHERE), to, &datagram);
         }

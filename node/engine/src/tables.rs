@@ -10,7 +10,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::fast::RandomState;
@@ -33,6 +33,9 @@ pub struct LocalIndex(pub u32);
 /// inherits neither flows nor sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerIndex(pub u32);
+
+/// The smallest MTU that IPv6 allows a link: inner packets of this size always pass.
+pub const SMALLEST_MTU: u32 = 1280;
 
 /// A count of publications that could change a verdict.
 pub type Generation = u64;
@@ -98,6 +101,8 @@ pub struct Link {
     endpoint: ArcSwapOption<SocketAddr>,
     mtu: AtomicU32,
     counters: LinkCounters,
+    /// A large packet was sent since the slow half last asked.
+    large: AtomicBool,
 }
 
 impl Link {
@@ -111,6 +116,7 @@ impl Link {
             endpoint: ArcSwapOption::empty(),
             mtu: AtomicU32::new(mtu),
             counters: LinkCounters::new(workers),
+            large: AtomicBool::new(false),
         }
     }
 
@@ -162,7 +168,17 @@ impl Link {
 
     /// Lowers or raises the largest inner packet; never below IPv6's minimum of 1280.
     pub fn set_mtu(&self, mtu: u32) {
-        self.mtu.store(mtu.max(1280), Ordering::Relaxed);
+        self.mtu.store(mtu.max(SMALLEST_MTU), Ordering::Relaxed);
+    }
+
+    /// Notes that a large packet is sent; true for the first since [`Self::expect_large`].
+    pub fn note_large(&self) -> bool {
+        !self.large.load(Ordering::Relaxed) && !self.large.swap(true, Ordering::Relaxed)
+    }
+
+    /// The next large packet is to be told.
+    pub fn expect_large(&self) {
+        self.large.store(false, Ordering::Relaxed);
     }
 }
 

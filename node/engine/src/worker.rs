@@ -41,6 +41,9 @@ const MOVE_SHIFT: u32 = 26;
 const OUT: usize = 0;
 const IN: usize = 1;
 
+/// A packet longer than this may not fit a path: IPv6's smallest MTU less IPv6, UDP, and header and tag of ours.
+const LARGE: usize = 1280 - 48 - sealed_length(0);
+
 /// One core's half of the data plane.
 #[derive(Debug)]
 pub struct Worker {
@@ -339,7 +342,11 @@ impl Desk {
             }
             return Err(Stopped { reason, link: Some(link) });
         }
-        Ok(Way { peer, link, length: inner.bytes().len() })
+        let length = inner.bytes().len();
+        if longest.min(length) > LARGE && !peer.is_plain && link.note_large() {
+            outbox.push_event(WorkerEvent::LargeSent(link.local(), link.peer()));
+        }
+        Ok(Way { peer, link, length })
     }
 
     /// The way of a packet that goes where the last one went.

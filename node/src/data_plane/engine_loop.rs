@@ -29,6 +29,8 @@ pub(super) enum ToEngine {
     Unsent(LocalIndex, PeerIndex, Box<[u8]>),
     /// A fact from a worker.
     Event(WorkerEvent),
+    /// The path to an endpoint takes UDP payloads of this many bytes and no longer ones.
+    PathMtu(SocketAddr, usize),
     /// A worker has reset the connections it was told to.
     CutDone,
     /// The mesh as it now is.
@@ -120,6 +122,7 @@ impl EngineLoop {
             ToEngine::Datagram(from, datagram) => self.engine.handle_datagram(from, &datagram, now),
             ToEngine::Unsent(local, peer, packet) => self.engine.handle_unsent(local, peer, &packet, now),
             ToEngine::Event(event) => self.engine.handle_worker_event(&event, now),
+            ToEngine::PathMtu(to, payload) => self.engine.handle_path_mtu(to, payload, now),
             ToEngine::CutDone => self.held.cuts_under_way = self.held.cuts_under_way.saturating_sub(1),
             ToEngine::Apply(update) => self.engine.apply(&update, now),
             ToEngine::Status(answer) => {
@@ -155,8 +158,15 @@ impl EngineLoop {
         while let Some(transmit) = self.engine.poll_transmit() {
             let own = &self.own;
             let bytes = &transmit.datagram[..];
-            let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len() };
-            self.outer.send(&mut std::iter::once(one), &mut |_, why| own.drop_one(reason(why)));
+            if transmit.whole {
+                self.outer.send_whole(transmit.to, bytes, &mut |_, why| own.drop_one(reason(why)));
+            } else {
+                let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len() };
+                self.outer.send(&mut std::iter::once(one), &mut |_, why| own.drop_one(reason(why)));
+            }
+            while let Some((to, payload)) = self.outer.poll_path_mtu() {
+                self.engine.handle_path_mtu(to, payload, (self.wiring.time)());
+            }
         }
         while let Some(event) = self.engine.poll_event() {
             match event {

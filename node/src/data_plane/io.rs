@@ -48,6 +48,10 @@ pub trait OuterIo: Send {
         refused: &mut dyn FnMut(SocketAddr, SendRefusal),
     );
 
+    /// Sends one datagram that must not be fragmented, here or on the way. That it is longer than the path is no loss: it
+    /// asks for that.
+    fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal));
+
     /// An endpoint whose path turned out to be narrower than what was sent there, and the UDP payload that it takes. Ask
     /// after a send, until there is none.
     fn poll_path_mtu(&mut self) -> Option<(SocketAddr, usize)> {

@@ -338,6 +338,33 @@ impl<S: Syscalls> OuterIo for UdpSocket<S> {
         self.offloads.is_on(Offload::Gro)
     }
 
+    /// "Don't fragment" is a setting of the socket. For the moment of this send it holds for what others send through it
+    /// too; whatever of theirs does not fit its path then is refused as too big, which is what the path is asked about.
+    fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
+        let mut count = 0;
+        self.add(&mut count, Transmit { endpoint, bytes, segment: bytes.len() }, refused);
+        let (level, name) = if endpoint.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+        };
+        if count == 0 {
+            return;
+        }
+        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, libc::IP_PMTUDISC_DO) {
+            return self.refuse(endpoint, 1, SendRefusal::Failed(errno.raw_os_error()), refused);
+        }
+        // SAFETY: header 0 points at `bytes`, which lives through the call, and at a name inside `self.vectors`.
+        match unsafe { self.kernel.sendmmsg(self.fd.as_fd(), &mut self.vectors.headers[..count]) } {
+            Ok(1..) => {}
+            Err(Errno::MSGSIZE) => self.note_path(endpoint, bytes.len()),
+            Ok(0) | Err(_) => self.flush(0, count, refused),
+        }
+        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, libc::IP_PMTUDISC_DONT) {
+            self.offloads.errors().count(Call::UdpSend, errno, 0);
+        }
+    }
+
     fn poll_path_mtu(&mut self) -> Option<(SocketAddr, usize)> {
         self.narrow.pop()
     }

@@ -313,6 +313,10 @@ impl Ports {
             delivered.map_err(|error| Lost { what: "TUN device", error })?;
         }
         outer.send(&mut outbox.transmits(), &mut |_, why| counters.drop_one(reason(why)));
+        while let Some((to, payload)) = outer.poll_path_mtu() {
+            // It is noticed again as long as it holds.
+            wiring.engine.offer(ToEngine::PathMtu(to, payload));
+        }
         for handover in outbox.handovers() {
             let mailbox = wiring.workers.get(usize::from(handover.worker));
             let item = ToWorker::Datagram(handover.source, handover.datagram.into());

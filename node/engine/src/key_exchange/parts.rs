@@ -48,6 +48,20 @@ pub(crate) fn split(kind: Kind, exchange: u32, message: &[u8], limit: usize) -> 
     message.chunks(room).enumerate().map(chunk).collect()
 }
 
+/// Largest inner packet that a probe asks about: a device's MTU is 9000 at most.
+const MAX_PROBE: usize = 9216;
+/// The smallest probe.
+pub(crate) const PROBE_MIN: usize = IPV6_LEN + HEADER_LEN + 4;
+
+/// A probe, or its answer: one inner packet of `length` bytes, at least [`PROBE_MIN`]. Its number stands where other
+/// messages name their exchange; the rest is zero.
+pub(crate) fn probe(kind: Kind, number: u32, length: usize) -> Vec<u8> {
+    let length = length.clamp(PROBE_MIN, MAX_PROBE);
+    let padding = [0; MAX_PROBE];
+    let filled = &padding[..length - IPV6_LEN - HEADER_LEN];
+    split(kind, number, filled, MAX_PROBE).pop().unwrap_or_default()
+}
+
 /// Whether an inner packet has the addresses and next header of a control datagram. Anything else in a warren
 /// peer's handshake tunnel is an application packet out of place.
 pub(crate) fn is_control(packet: &[u8]) -> bool {
@@ -83,11 +97,18 @@ pub(crate) fn parse(packet: &[u8]) -> Result<Part<'_>, (Reason, Option<u32>)> {
         1 => Kind::Offer,
         2 => Kind::Accept,
         3 => Kind::Reject,
+        4 => Kind::Probe,
+        5 => Kind::ProbeAnswer,
         _ => return Err(malformed),
     };
     let total = usize::from(u16::from_be_bytes([total_high, total_low]));
     let offset = usize::from(u16::from_be_bytes([offset_high, offset_low]));
-    let fits = total <= MAX_MESSAGE && !bytes.is_empty() && offset + bytes.len() <= total;
+    let fits = match kind {
+        // In one piece: its size is what it is for.
+        Kind::Probe | Kind::ProbeAnswer => packet.len() <= MAX_PROBE && offset == 0 && bytes.len() == total,
+        Kind::Offer | Kind::Accept | Kind::Reject => total <= MAX_MESSAGE && offset + bytes.len() <= total,
+    };
+    let fits = fits && !bytes.is_empty();
     if usize::from(stated) != payload.len() || !fits || [zero_a, zero_b] != [0, 0] {
         return Err(malformed);
     }

@@ -1,6 +1,6 @@
 //! One way between a local instance and a peer: its tunnels, its data sessions, the packets that wait, and every
 //! timer that moves it. Handshake and exchange stand in [`exchange`], what time brings in [`upkeep`], addresses in
-//! [`endpoint`].
+//! [`endpoint`], and how large their datagrams may be in [`path_mtu`].
 //!
 //! ```text
 //!            packet, rekey, silence                Response                 Accept            first message
@@ -26,13 +26,16 @@ use crate::key_exchange::parts::Assembly;
 use crate::key_exchange::{Offering, Party};
 use crate::mesh::{Event, PeerStatus, PlainPacket, RoamStatus, SessionStatus, Stage, TunnelKey};
 use crate::path::Path;
-use crate::session::{DataSession, sealed_length};
+use crate::session::DataSession;
 use crate::tables::Link;
 
 mod endpoint;
 mod exchange;
+mod path_mtu;
 mod upkeep;
 
+use exchange::send_sealed;
+use path_mtu::PathMtu;
 use upkeep::{PLAIN_TICK, WATCH_EVERY};
 
 /// Inner packets that may wait over all links: 6 MiB at the usual size, should half the mesh be away.
@@ -120,6 +123,7 @@ pub(crate) struct LinkState {
     peer_ends: Vec<PeerEnd>,
     tunnels: Vec<Tunnel>,
     path: Path,
+    path_mtu: PathMtu,
     waiting: VecDeque<Vec<u8>>,
     effort: Effort,
     accepting: Option<Accepting>,
@@ -161,6 +165,7 @@ impl LinkState {
             peer_ends: Vec::new(),
             tunnels: Vec::new(),
             path: Path::default(),
+            path_mtu: PathMtu::default(),
             waiting: VecDeque::new(),
             effort: Effort::Idle,
             accepting: None,
@@ -534,7 +539,8 @@ impl LinkState {
             }
         };
         let accepting = self.accepting.as_ref().map(|accepting| accepting.next);
-        [effort, accepting, self.rekey_at, self.next_watch, self.next_tick].into_iter().flatten().min()
+        let path_mtu = self.path_mtu.timeout();
+        [effort, accepting, self.rekey_at, self.next_watch, self.next_tick, path_mtu].into_iter().flatten().min()
     }
 
     pub(crate) fn handle_timeout(&mut self, out: &mut Outlet, now: Now) {
@@ -548,6 +554,7 @@ impl LinkState {
         if due(self.rekey_at) {
             self.rekey(out, now);
         }
+        self.probe(out, now);
         self.retry_effort(out, now);
         self.retry_accept(out, now);
         self.resume(out, now);
@@ -585,18 +592,5 @@ impl LinkState {
             volume: self.cell.counters().volume(),
             drops: self.cell.counters().drops().collect(),
         }
-    }
-}
-
-/// Seals `packet` (empty: a keepalive) and sends it. Says whether the session took it.
-fn send_sealed(session: &DataSession, packet: &[u8], to: SocketAddr, out: &mut Outlet, now: Now) -> bool {
-    let mut datagram = vec![0; sealed_length(packet.len())];
-    match session.seal(packet, &mut datagram, now) {
-        Ok(length) => {
-            datagram.truncate(length);
-            out.send(to, datagram);
-            true
-        }
-        Err(_) => false,
     }
 }

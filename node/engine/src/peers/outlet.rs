@@ -50,7 +50,12 @@ impl Outlet {
     }
 
     pub(crate) fn send(&mut self, to: SocketAddr, datagram: Vec<u8>) {
-        self.transmits.push_back(Transmit { to, datagram });
+        self.transmits.push_back(Transmit { to, datagram, whole: false });
+    }
+
+    /// Sends what must arrive in one piece or not at all.
+    pub(crate) fn send_whole(&mut self, to: SocketAddr, datagram: Vec<u8>) {
+        self.transmits.push_back(Transmit { to, datagram, whole: true });
     }
 
     pub(crate) fn say(&mut self, event: Event) {

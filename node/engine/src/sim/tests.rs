@@ -3,6 +3,8 @@
 use super::*;
 use crate::mesh::Stage;
 
+mod path_mtu;
+
 const PORT: u16 = 8080;
 const OTHER_PORT: u16 = 9090;
 

@@ -349,3 +349,33 @@ fn a_kernel_without_trains_is_named_and_the_socket_goes_without() {
     script.let_end(On::SetOption(libc::IP_MTU_DISCOVER), End::Fails(Errno::PERM), Times::Forever);
     assert!(matches!(bind_with(0, 1, &all(), &script), Err(UdpError::NotPermitted(0))));
 }
+
+#[test]
+fn a_datagram_that_must_stay_whole_and_does_not_fit_tells_of_the_path_and_counts_as_no_loss() {
+    let (script, offloads) = (Script::default(), all());
+    script.set_path_mtu(900);
+    let mut one = bind_with(0, 1, &offloads, &script).expect("bind");
+    let receiver = Plain::bind(loopback(0)).expect("receiver");
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    let to = receiver.local_addr().expect("address");
+    let mut refusals = Vec::new();
+    script.let_end(On::Sendmmsg, End::Fails(Errno::MSGSIZE), Times::Next(1));
+    one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+    assert_eq!(one.engine.poll_path_mtu(), Some((to, 900 - 28)));
+    assert_eq!((refusals.len(), offloads.errors().lines().len()), (0, 0));
+    // Setting and taking back "don't fragment", once for this send and once when the socket was made.
+    assert_eq!(script.calls(On::SetOption(libc::IP_MTU_DISCOVER)), 3);
+    one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+    let mut buffer = [0; 2000];
+    assert_eq!(receiver.recv(&mut buffer).expect("receive"), 1000);
+    for errno in SEND_ERRORS {
+        script.let_end(On::Sendmmsg, End::Fails(errno), Times::Forever);
+        refusals.clear();
+        one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+        assert_eq!(refusals.len(), usize::from(errno != Errno::MSGSIZE), "{errno:?}");
+    }
+    script.let_end(On::SetOption(libc::IP_MTU_DISCOVER), End::Fails(Errno::PERM), Times::Forever);
+    refusals.clear();
+    one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+    assert_eq!(refusals, [SendRefusal::Failed(libc::EPERM)], "it does not go without");
+}

@@ -406,12 +406,13 @@ fn a_narrow_path_lowers_the_largest_packet_of_the_peers_behind_it() {
         let (local, peer) = world.link(0);
         world.nodes[0].shared.tables().peer(peer).and_then(|peer| peer.link(local)).map(|link| link.link.mtu())
     };
+    let now = world.now;
     assert_eq!(mtu(&world), Some(1420));
-    world.nodes[0].engine.handle_path_mtu(address(7), 1380);
+    world.nodes[0].engine.handle_path_mtu(address(7), 1380, now);
     assert_eq!(mtu(&world), Some(1420));
-    world.nodes[0].engine.handle_path_mtu(address(1), 1380);
+    world.nodes[0].engine.handle_path_mtu(address(1), 1380, now);
     assert_eq!(mtu(&world), Some(1344));
-    world.nodes[0].engine.handle_path_mtu(address(1), 1440);
+    world.nodes[0].engine.handle_path_mtu(address(1), 1440, now);
     assert_eq!(mtu(&world), Some(1344), "a larger word raises nothing");
 }
 

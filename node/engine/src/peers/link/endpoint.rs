@@ -1,4 +1,4 @@
-//! Where a link's datagrams go: what was reported, what was authenticated, and how large they may be.
+//! Where a link's datagrams go: what was reported and what was authenticated.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::{Effort, Established, LinkState};
 use crate::Now;
-use crate::handshake::TRANSPORT_OVERHEAD;
 use crate::peers::outlet::Outlet;
 use crate::session::DataSession;
 
@@ -46,16 +45,7 @@ impl LinkState {
     pub(super) fn authenticate_path(&mut self, from: SocketAddr, now: Now) {
         if self.path.authenticate(from, now.monotonic) {
             self.cell.set_endpoint(Some(from));
-            self.cell.set_mtu(self.mtu);
-        }
-    }
-
-    /// The path to `to` takes UDP payloads of at most `payload` bytes.
-    pub(crate) fn handle_path_mtu(&mut self, to: SocketAddr, payload: usize) {
-        if self.path.endpoint() == Some(to) {
-            // What is sealed is padded to 16 bytes.
-            let inner = payload.saturating_sub(TRANSPORT_OVERHEAD) & !15;
-            self.cell.set_mtu(u32::try_from(inner).unwrap_or(self.mtu).min(self.cell.mtu()));
+            self.forget_path_mtu();
         }
     }
 }

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use warren_proto::{Reason, UnixTime};
 
-use super::{Accepting, Effort, Established, LinkState, Tunnel, send_sealed};
+use super::{Accepting, Effort, Established, LinkState, Tunnel};
 use crate::Now;
 use crate::key_exchange::parts::{self, ETHERNET_LIMIT, MINIMUM_LIMIT};
 use crate::key_exchange::{self, Kind, Offering, Parties, Rejection, SessionKeys};
 use crate::mesh::{Event, TunnelKey};
 use crate::peers::outlet::Outlet;
-use crate::session::{DataSession, SessionParameters};
+use crate::session::{DataSession, SessionParameters, sealed_length};
 
 /// An effort without a session ends after so long (WireGuard's Rekey-Attempt-Time). New packets begin another.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
@@ -275,12 +275,24 @@ impl LinkState {
                 return Err(reason);
             }
         };
+        match part.kind {
+            Kind::Probe => {
+                self.handle_probe(prefix, part.exchange, out);
+                return Ok(());
+            }
+            Kind::ProbeAnswer => {
+                self.handle_probe_answer(part.exchange, out, now);
+                return Ok(());
+            }
+            Kind::Offer | Kind::Accept | Kind::Reject => {}
+        }
         let tunnel = self.tunnel_mut(prefix).ok_or(Reason::UnknownReceiver)?;
         let Some(message) = tunnel.assembly.add(&part) else { return Ok(()) };
         match part.kind {
             Kind::Offer => self.handle_offer(receiver, message, out, now),
             Kind::Accept => self.handle_accept(part.exchange, &message, out, now),
             Kind::Reject => self.handle_reject(part.exchange, &message, out, now),
+            Kind::Probe | Kind::ProbeAnswer => Ok(()),
         }
     }
 
@@ -384,5 +396,18 @@ impl LinkState {
             established: now,
         })
         .map(Arc::new)
+    }
+}
+
+/// Seals `packet` (empty: a keepalive) and sends it. Says whether the session took it.
+pub(super) fn send_sealed(session: &DataSession, packet: &[u8], to: SocketAddr, out: &mut Outlet, now: Now) -> bool {
+    let mut datagram = vec![0; sealed_length(packet.len())];
+    match session.seal(packet, &mut datagram, now) {
+        Ok(length) => {
+            datagram.truncate(length);
+            out.send(to, datagram);
+            true
+        }
+        Err(_) => false,
     }
 }
