@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 use rtnetlink::{LinkBridge, LinkUnspec};
 use warren_netns_tests::host::{Outcome, device, netlink};
 use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
@@ -47,7 +48,8 @@ fn tun_removed() -> Result<()> {
     let api = bank.at(8080)?;
     let before = web.addresses()?;
     let capture = mesh.lab.capture()?;
-    // Another device takes the name at once, so that the node cannot make its own.
+    // Another device takes the name while the node is held, so that it cannot make its own.
+    web.process()?.signal(Signal::SIGSTOP)?;
     web.host.namespace.run_async(|| async {
         let handle = netlink().await?;
         handle.link().add(LinkBridge::new("holds0").build()).execute().await?;
@@ -56,6 +58,7 @@ fn tun_removed() -> Result<()> {
         let renamed = LinkUnspec::new_with_index(holds).name("warren0".to_owned()).build();
         Ok(handle.link().change(renamed).execute().await?)
     })?;
+    web.process()?.signal(Signal::SIGCONT)?;
     eventually("the status says what is wrong", IN_FORCE, || {
         let status = web.say(&["status", "-o", "json"])?.stdout;
         Ok(status.contains("the TUN device warren0 is gone and cannot be made anew yet") && !is_ready(&web)?)
