@@ -19,19 +19,31 @@ pub(crate) type LinkId = (LocalIndex, PeerIndex);
 
 /// A datagram by its message type, of the right length and with its reserved bytes checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Message {
+pub enum Message {
     /// Type 1, with the 24-bit hint of the responder's key; zero when the sender is not warren's.
-    Initiation { hint: u32 },
+    Initiation {
+        /// Of the responder's key.
+        hint: u32,
+    },
     /// Type 2.
-    Response { receiver: u32 },
+    Response {
+        /// The pending handshake that it answers.
+        receiver: u32,
+    },
     /// Type 3.
-    CookieReply { receiver: u32 },
+    CookieReply {
+        /// The pending handshake that it is for.
+        receiver: u32,
+    },
     /// Type 4.
-    Transport { receiver: u32 },
+    Transport {
+        /// The session.
+        receiver: u32,
+    },
 }
 
 /// Says what a datagram is, or why it is nothing.
-pub(crate) fn classify(datagram: &[u8]) -> Result<Message, Reason> {
+pub fn classify(datagram: &[u8]) -> Result<Message, Reason> {
     let Some([kind, reserved @ ..]) = datagram.first_chunk::<4>() else { return Err(Reason::DatagramTooShort) };
     let word = |at: usize| {
         let bytes = datagram.get(at..at + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
@@ -72,17 +84,11 @@ pub(crate) struct Indices {
     prefixes: HashMap<u32, LinkId, RandomState>,
     data: HashMap<u32, LinkId, RandomState>,
     workers: u32,
-    next_worker: u32,
 }
 
 impl Indices {
     pub(crate) fn new(workers: u16) -> Self {
-        Self {
-            prefixes: HashMap::default(),
-            data: HashMap::default(),
-            workers: u32::from(workers.max(1)),
-            next_worker: 0,
-        }
+        Self { prefixes: HashMap::default(), data: HashMap::default(), workers: u32::from(workers.max(1)) }
     }
 
     /// A 24-bit prefix that nothing else uses.
@@ -101,11 +107,12 @@ impl Indices {
         self.prefixes.remove(&prefix);
     }
 
-    /// An index for a data session, outside every prefix. Workers get the same number of sessions each: the
-    /// index names the worker that owns the replay window.
+    /// An index for a data session, outside every prefix. It names the worker that owns the replay window and delivers:
+    /// the same one for every session of a link, since after a rekey what comes through the new session must not
+    /// overtake, on another core, what still waits of the old one. Peers are numbered one by one, so workers get equal shares.
     pub(crate) fn take_index(&mut self, link: LinkId, random: &mut StdRng) -> u32 {
-        let worker = self.next_worker;
-        self.next_worker = (worker + 1) % self.workers;
+        let (LocalIndex(local), PeerIndex(peer)) = link;
+        let worker = local.wrapping_add(peer) % self.workers;
         loop {
             let drawn: u32 = random.random();
             let index = drawn.wrapping_sub(drawn % self.workers).wrapping_add(worker);

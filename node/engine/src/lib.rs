@@ -32,7 +32,7 @@ pub mod admission;
 pub mod allowed_ips;
 pub mod attribution;
 pub mod counters;
-mod demux;
+pub mod demux;
 pub mod engine;
 pub mod flows;
 mod fragments;

@@ -2,7 +2,7 @@
 //! delays, reorders, doubles, replays, mutates and partitions. Nothing sleeps; a seed decides everything but key
 //! generation, so runs compare behaviour, not bytes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,16 @@ use crate::engine::Engine;
 use crate::identity::VerifiedPeer;
 use crate::identity::test_mesh::{DAY, NOW, TestMesh, TestPeer};
 use crate::mesh::{EngineConfig, Event, LocalKey, MeshUpdate, TunnelSecret};
-use crate::output::{ForEngine, Outbox, OutboxLimits, WorkerEvent};
+use crate::output::{Delivery, ForEngine, Outbox, OutboxLimits, WorkerEvent};
+use crate::segment::{MAX_PREFIX, Merge, Merger, Offload, Split, VirtioNetHeader};
 use crate::tables::Shared;
 use crate::testing::Build;
 use crate::worker::Worker;
 
+mod order;
 mod tests;
 
+/// Workers of a host that is not told otherwise.
 const WORKERS: u16 = 2;
 const START: Duration = Duration::from_secs(1000);
 
@@ -68,10 +71,31 @@ impl Wire {
     };
 }
 
+/// How the kernel chooses the worker whose socket a datagram lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Steering {
+    /// By receiver index, now and then wrongly.
+    Careless,
+    /// By receiver index, as the steering program does.
+    ByReceiver,
+    /// By the sender's address, as the kernel does without that program: most arrive at another worker than the
+    /// session's and are handed over.
+    BySource,
+}
+
+/// What waits for a worker that has not been woken yet.
+enum Input {
+    Datagram(SocketAddr, Vec<u8>),
+    Packet(VirtioNetHeader, Vec<u8>),
+}
+
 pub(super) struct Host {
     pub(super) engine: Engine,
     pub(super) shared: Arc<Shared>,
     workers: Vec<(Worker, Outbox)>,
+    /// Of each worker: what has come, and when it wakes to take it.
+    queues: Vec<(VecDeque<Input>, Option<Duration>)>,
+    merger: Merger,
     pub(super) address: SocketAddr,
     pub(super) key: LocalKey,
     pub(super) verified: VerifiedPeer,
@@ -93,6 +117,11 @@ pub(super) struct World {
     pub(super) rules: Rules,
     /// Hosts that others are not told of.
     pub(super) removed: HashSet<usize>,
+    pub(super) steering: Steering,
+    /// The longest time that a worker sleeps while packets wait for it; each sleeps for a time of its own.
+    pub(super) sleep: Duration,
+    /// Super-packets that hosts were given, of two packets at least.
+    pub(super) merged: usize,
     in_flight: BTreeMap<(Duration, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
     recorded: Vec<(Duration, SocketAddr, SocketAddr, Vec<u8>)>,
     sequence: u64,
@@ -120,6 +149,8 @@ impl World {
             Host {
                 engine: Engine::new(config, Arc::clone(&shared)),
                 workers: workers(&shared),
+                queues: queues(WORKERS),
+                merger: Merger::new(Merge { tcp: true, udp: true }, OutboxLimits::default().entries),
                 shared,
                 address: SocketAddr::from(([192, 0, 2, number as u8 + 1], 51820)),
                 key: LocalKey { secret, certificate, valid_until: peer.not_after },
@@ -138,6 +169,9 @@ impl World {
             random: StdRng::seed_from_u64(seed),
             rules: rules.iter().copied().collect(),
             removed: HashSet::new(),
+            steering: Steering::Careless,
+            sleep: Duration::ZERO,
+            merged: 0,
             in_flight: BTreeMap::new(),
             recorded: Vec::new(),
             sequence: 0,
@@ -183,10 +217,16 @@ impl World {
 
     /// The node loses everything but its keys.
     pub(super) fn restart(&mut self, of: usize) {
-        let shared = Arc::new(Shared::new(WORKERS));
+        self.restart_with(of, WORKERS);
+    }
+
+    /// The same, and it comes back with another number of workers.
+    pub(super) fn restart_with(&mut self, of: usize, count: u16) {
+        let shared = Arc::new(Shared::new(count));
         let host = &mut self.hosts[of];
         host.engine = Engine::new(EngineConfig::new([self.random.random(); 32]), Arc::clone(&shared));
         host.workers = workers(&shared);
+        host.queues = queues(count);
         host.shared = shared;
         self.apply();
     }
@@ -217,28 +257,84 @@ impl World {
         call
     }
 
+    /// A program sends `count` packets of one flow at once, as one super-packet: calls by a source port of its own.
+    pub(super) fn call_in_a_train(&mut self, from: usize, to: usize, port: u16, count: u64) -> Vec<Call> {
+        const SIZE: usize = 100;
+        let calls: Vec<_> = (1..=count).map(|step| Call { from, to, port, id: self.next_id + step }).collect();
+        self.next_id += count;
+        self.calls.extend(calls.iter().map(|call| (call.id, *call)));
+        let mut payload = vec![7; SIZE * calls.len()];
+        for (part, call) in payload.chunks_mut(SIZE).zip(&calls) {
+            part[..8].copy_from_slice(&call.id.to_be_bytes());
+        }
+        let way = Build::between(self.overlay(from, true), self.overlay(to, true));
+        let packet = way.udp(SEQUENCED_PORT, port, &payload);
+        let header = VirtioNetHeader {
+            needs_checksum: true,
+            offload: Some(Offload::Udp),
+            header_length: 28,
+            segment_size: u16::try_from(SIZE).expect("small"),
+            checksum_start: 20,
+            checksum_offset: 6,
+        };
+        // The TUN hashes a flow to a queue.
+        let at = (from + to) % self.hosts[from].workers.len();
+        self.arrive_at_worker(from, at, Input::Packet(header, packet));
+        calls
+    }
+
     /// A local program's packet reaches some worker of host `of`.
     pub(super) fn outbound(&mut self, of: usize, packet: &[u8]) {
-        let at = self.random.random_range(0..usize::from(WORKERS));
+        let at = self.random.random_range(0..self.hosts[of].workers.len());
+        self.arrive_at_worker(of, at, Input::Packet(VirtioNetHeader::default(), packet.to_vec()));
+    }
+
+    /// Something lies in a queue or socket of worker `at`, which takes it when it wakes: now, if nobody sleeps here.
+    fn arrive_at_worker(&mut self, of: usize, at: usize, input: Input) {
+        let sleep = self.sleep.as_micros() as u64;
+        let wakes = self.now.monotonic + Duration::from_micros(self.random.random_range(0..=sleep));
+        let (queue, wake) = &mut self.hosts[of].queues[at];
+        queue.push_back(input);
+        wake.get_or_insert(wakes);
+        if sleep == 0 {
+            self.wake(of, at);
+        }
+    }
+
+    /// Worker `at` takes everything that waits for it.
+    fn wake(&mut self, of: usize, at: usize) {
         let now = self.now;
-        let (worker, outbox) = &mut self.hosts[of].workers[at];
-        worker.begin_batch(outbox);
-        worker.handle_outbound(packet, now, outbox);
+        let (queue, wake) = &mut self.hosts[of].queues[at];
+        *wake = None;
+        for input in std::mem::take(queue) {
+            let (worker, outbox) = &mut self.hosts[of].workers[at];
+            worker.begin_batch(outbox);
+            match input {
+                Input::Datagram(from, datagram) => worker.handle_datagram(from, &datagram, now, outbox),
+                Input::Packet(header, mut packet) => {
+                    let split = Split::new(header, &mut packet).expect("the kernel's description fits");
+                    worker.handle_segments(split, now, outbox);
+                }
+            }
+            if !self.hosts[of].workers[at].1.has_room() {
+                self.empty_outbox(of, at);
+            }
+        }
         self.pump(of);
     }
 
     fn inbound(&mut self, of: usize, from: SocketAddr, datagram: &[u8]) {
-        let steered = match datagram {
-            [4, _, _, _, a, b, c, d, ..] => u32::from_le_bytes([*a, *b, *c, *d]) % u32::from(WORKERS),
+        let workers = self.hosts[of].workers.len();
+        let by_receiver = match datagram {
+            [4, _, _, _, a, b, c, d, ..] => u32::from_le_bytes([*a, *b, *c, *d]) as usize % workers,
             _ => 0,
         };
-        // Now and then the kernel steers wrongly, and the worker must hand over.
-        let at = if self.random.random_bool(0.1) { self.random.random_range(0..WORKERS.into()) } else { steered };
-        let now = self.now;
-        let (worker, outbox) = &mut self.hosts[of].workers[at as usize];
-        worker.begin_batch(outbox);
-        worker.handle_datagram(from, datagram, now, outbox);
-        self.pump(of);
+        let at = match self.steering {
+            Steering::Careless if self.random.random_bool(0.1) => self.random.random_range(0..workers),
+            Steering::Careless | Steering::ByReceiver => by_receiver,
+            Steering::BySource => usize::from(from.port()) % workers,
+        };
+        self.arrive_at_worker(of, at, Input::Datagram(from, datagram.to_vec()));
     }
 
     /// Moves what workers and engine of one host have for each other and for the wire until nothing is left.
@@ -246,7 +342,7 @@ impl World {
         let now = self.now;
         loop {
             let mut moved = false;
-            for at in 0..usize::from(WORKERS) {
+            for at in 0..self.hosts[of].workers.len() {
                 moved |= self.empty_outbox(of, at);
             }
             let host = &mut self.hosts[of];
@@ -296,7 +392,11 @@ impl World {
             .transmits()
             .flat_map(|transmit| transmit.datagrams().map(move |datagram| (transmit.endpoint, datagram.to_vec())))
             .collect();
-        let deliveries: Vec<_> = outbox.deliveries().map(|admitted| admitted.packet().to_vec()).collect();
+        let mut deliveries = Vec::new();
+        for delivery in outbox.merged(&mut host.merger) {
+            self.merged += usize::from(delivery.count() > 1);
+            deliveries.extend(taken_by_the_host(&delivery));
+        }
         let handovers: Vec<_> =
             outbox.handovers().map(|handover| (handover.worker, handover.source, handover.datagram.to_vec())).collect();
         for entry in outbox.for_engine() {
@@ -316,12 +416,10 @@ impl World {
             && outbox.for_engine().next().is_none());
         outbox.clear();
         host.delivered.extend(deliveries.into_iter().map(|packet| (now.monotonic, packet)));
-        for (owner, source, datagram) in handovers {
-            let (worker, outbox) = &mut host.workers[usize::from(owner)];
-            worker.begin_batch(outbox);
-            worker.handle_datagram(source, &datagram, now, outbox);
-        }
         let from = host.address;
+        for (owner, source, datagram) in handovers {
+            self.arrive_at_worker(of, usize::from(owner), Input::Datagram(source, datagram));
+        }
         for (to, datagram) in transmits {
             self.transmit(from, to, datagram);
         }
@@ -373,13 +471,21 @@ impl World {
         loop {
             let arrival = self.in_flight.keys().next().map(|(at, _)| *at);
             let timeout = self.hosts.iter().filter_map(|host| host.engine.poll_timeout()).min();
-            let Some(next) = arrival.into_iter().chain(timeout).min().filter(|next| *next <= end) else { break };
+            let wake = self.hosts.iter().flat_map(|host| host.queues.iter().filter_map(|(_, wake)| *wake)).min();
+            let Some(next) = arrival.into_iter().chain(timeout).chain(wake).min().filter(|next| *next <= end) else {
+                break;
+            };
             self.set_time(next);
             for of in 0..self.hosts.len() {
                 let host = &mut self.hosts[of];
                 if host.engine.poll_timeout().is_some_and(|at| at <= next) {
                     host.engine.handle_timeout(self.now);
                     self.pump(of);
+                }
+                for at in 0..self.hosts[of].queues.len() {
+                    if self.hosts[of].queues[at].1.is_some_and(|wake| wake <= next) {
+                        self.wake(of, at);
+                    }
                 }
             }
             while let Some(entry) = self.in_flight.first_entry()
@@ -444,8 +550,35 @@ impl World {
     }
 }
 
+/// The source port of calls that [`World::call_in_a_train`] makes: one flow for each pair and port.
+const SEQUENCED_PORT: u16 = 30_000;
+
+fn queues(count: u16) -> Vec<(VecDeque<Input>, Option<Duration>)> {
+    (0..count).map(|_| Default::default()).collect()
+}
+
+/// The packets that a host's IP stack makes of what it was given, which are those that were admitted.
+fn taken_by_the_host(delivery: &Delivery<'_>) -> Vec<Vec<u8>> {
+    let admitted: Vec<Vec<u8>> = delivery.packets().map(|packet| packet.packet().to_vec()).collect();
+    let mut prefix = [0; MAX_PREFIX];
+    let prefix = delivery.prefix(&mut prefix);
+    let (device, head) = prefix.split_first_chunk::<{ VirtioNetHeader::LENGTH }>().expect("a header");
+    let mut bytes = head.to_vec();
+    delivery.payloads().for_each(|payload| bytes.extend(payload));
+    let header = VirtioNetHeader::decode(device).expect("a header");
+    let mut split = Split::new(header, &mut bytes).expect("the host understands it");
+    let mut taken = Vec::new();
+    while let Some(segment) = split.next_segment() {
+        taken.push(segment.to_vec());
+    }
+    assert_eq!(taken, admitted, "merging changed what was admitted");
+    taken
+}
+
 fn workers(shared: &Arc<Shared>) -> Vec<(Worker, Outbox)> {
-    (0..WORKERS).map(|index| (Worker::new(index, Arc::clone(shared)), Outbox::new(OutboxLimits::default()))).collect()
+    (0..shared.workers())
+        .map(|index| (Worker::new(index, Arc::clone(shared)), Outbox::new(OutboxLimits::default())))
+        .collect()
 }
 
 /// A policy in which each `(from, to, port)` may call that UDP port and nobody anything else.

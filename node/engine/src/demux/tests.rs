@@ -41,14 +41,27 @@ fn only_an_initiation_may_use_the_reserved_bytes() {
 }
 
 #[test]
+fn every_session_of_a_link_belongs_to_the_same_worker() {
+    for workers in [1, 2, 4] {
+        let mut indices = Indices::new(workers);
+        let mut random = StdRng::seed_from_u64(2);
+        for peer in 0..20 {
+            let mut owner = || indices.take_index((LocalIndex(1), PeerIndex(peer)), &mut random) % u32::from(workers);
+            let first = owner();
+            assert!((0..50).all(|_| owner() == first), "peer {peer} of {workers} workers");
+        }
+    }
+}
+
+#[test]
 fn data_indices_lie_outside_live_prefixes_and_spread_evenly_over_workers() {
     for workers in [1, 2, 3, 7] {
         let mut indices = Indices::new(workers);
         let mut random = StdRng::seed_from_u64(1);
         let prefixes: Vec<_> = (0..200).map(|_| indices.take_prefix(LINK, &mut random)).collect();
         let mut per_worker = vec![0; usize::from(workers)];
-        for _ in 0..700 {
-            let index = indices.take_index(LINK, &mut random);
+        for peer in 0..700 {
+            let index = indices.take_index((LocalIndex(1), PeerIndex(peer)), &mut random);
             assert!(!prefixes.contains(&(index >> 8)));
             per_worker[(index % u32::from(workers)) as usize] += 1;
         }
