@@ -104,7 +104,7 @@ reasons! {
         IcmpUnsolicited = "icmp-unsolicited", "The ICMP error quotes no live flow of this peer.";
         IcmpForbidden = "icmp-forbidden", "The ICMP type is not let through a tunnel.";
         FlowTableFull = "flow-table-full", "The flow table is full and holds no idle flow to give up.";
-        EvictedFlow = "evicted-flow", "An idle flow gave its place to a newer one.";
+        EvictedFlow = "evicted-flow", "A flow gave its place to a newer one: it was idle, or whoever opened it held more than the newcomer.";
         PolicyChanged = "policy-changed", "The flow was let in by an earlier policy that no longer holds.";
         PeerRevoked = "peer-revoked", "The peer's certificate, key or identity was revoked.";
         NotEnforceable = "not-enforceable", "The policy needs a term that this node cannot enforce yet.";

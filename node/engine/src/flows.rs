@@ -24,8 +24,10 @@ use crate::tables::{Generation, LocalIndex, PeerIndex};
 
 /// Flows the table holds at most; about 200 bytes each.
 pub const MAX_FLOWS: usize = 131_072;
-/// A peer may have opened this share of the table at most, so that none starves the others.
+/// A peer may have opened one part in so many of the table at most, so that none starves the others.
 const PEER_SHARE: usize = 4;
+/// Local programs leave one part in so many to peers.
+const LEFT_TO_PEERS: usize = 8;
 /// A verdict is judged again after this time even if nothing was published.
 pub const VERDICT_LIFETIME: Duration = Duration::from_secs(10);
 
@@ -38,7 +40,8 @@ const TCP_RESET_IDLE: u32 = 10;
 /// RFC 4787, REQ-5 wants at least two minutes.
 const UDP_IDLE: u32 = 180;
 const ECHO_IDLE: u32 = 30;
-/// A flow is given up for a newer one only if it was idle for this long.
+/// A flow is given up for a newer one if it was idle for this long; a busy one only where whoever opened it holds more
+/// flows than the newcomer.
 const EVICTABLE_IDLE: u32 = 10;
 /// How many table slots are looked at to find one to give up.
 const EVICTION_SCAN: usize = 64;
@@ -238,6 +241,10 @@ impl Flow {
         }
     }
 
+    const fn opener(&self) -> Opener {
+        opener(self.opened_by, self.key.peer)
+    }
+
     fn idle(&self, now: u32) -> u32 {
         now.saturating_sub(self.last_seen.load(Ordering::Relaxed))
     }
@@ -316,11 +323,14 @@ pub struct FlowTable {
 #[derive(Debug, Default)]
 struct Shard {
     flows: HashTable<Entry>,
-    /// Flows opened by each peer.
-    opened: HashMap<PeerIndex, usize, FixedState>,
+    /// Flows that each has opened.
+    opened: HashMap<Opener, usize, FixedState>,
     /// Where the next search for a flow to give up begins.
     hand: usize,
 }
+
+/// Who opened a flow, and is held to a share of the table: a peer, or the programs of this host together.
+type Opener = Option<PeerIndex>;
 
 #[derive(Debug)]
 struct Entry {
@@ -335,7 +345,7 @@ pub struct Inserted {
     pub flow: Arc<Flow>,
     /// Whether it is the new one.
     pub is_new: bool,
-    /// An idle flow was given up for it.
+    /// Another flow was given up for it.
     pub evicted: bool,
 }
 
@@ -389,20 +399,19 @@ impl FlowTable {
         if let Some(entry) = shard.flows.find(hash, |entry| entry.flow.key == key) {
             return Ok(Inserted { flow: Arc::clone(&entry.flow), is_new: false, evicted: false });
         }
-        let mut evicted = false;
-        let peer_limit = self.shard_limit.div_ceil(PEER_SHARE);
-        if opened_by == Side::Peer && shard.opened.get(&key.peer).is_some_and(|opened| *opened >= peer_limit) {
-            shard.evict(Some(key.peer), now)?;
-            evicted = true;
-        } else if shard.flows.len() >= self.shard_limit {
-            shard.evict(None, now)?;
-            evicted = true;
+        let opener = opener(opened_by, key.peer);
+        let share = match opener {
+            Some(_) => self.shard_limit.div_ceil(PEER_SHARE),
+            None => (self.shard_limit - self.shard_limit / LEFT_TO_PEERS).max(1),
+        };
+        let has_its_share = shard.opened(opener) >= share;
+        let evicted = has_its_share || shard.flows.len() >= self.shard_limit;
+        if evicted {
+            shard.evict(opener, has_its_share, now)?;
         }
         let flow = Arc::new(Flow::new(key, local, opened_by, generation, now));
         shard.flows.insert_unique(hash, Entry { hash, flow: Arc::clone(&flow) }, |entry| entry.hash);
-        if opened_by == Side::Peer {
-            *shard.opened.entry(key.peer).or_default() += 1;
-        }
+        *shard.opened.entry(opener).or_default() += 1;
         Ok(Inserted { flow, is_new: true, evicted })
     }
 
@@ -467,41 +476,64 @@ impl FlowTable {
 }
 
 impl Shard {
+    fn opened(&self, by: Opener) -> usize {
+        self.opened.get(&by).copied().unwrap_or_default()
+    }
+
     fn remove(&mut self, hash: u64, flow: &Arc<Flow>) {
         if let Ok(entry) = self.flows.find_entry(hash, |entry| Arc::ptr_eq(&entry.flow, flow)) {
             let (entry, _) = entry.remove();
             entry.flow.removed.store(true, Ordering::Release);
-            if entry.flow.opened_by == Side::Peer
-                && let Some(opened) = self.opened.get_mut(&entry.flow.key.peer)
-            {
+            let opener = entry.flow.opener();
+            if let Some(opened) = self.opened.get_mut(&opener) {
                 *opened -= 1;
                 if *opened == 0 {
-                    self.opened.remove(&entry.flow.key.peer);
+                    self.opened.remove(&opener);
                 }
             }
         }
     }
 
-    /// Gives up one flow: the most expendable, then the most idle of those that the search meets.
-    fn evict(&mut self, of: Option<PeerIndex>, now: Duration) -> Result<(), Reason> {
-        let (now, slots) = (seconds(now), self.flows.num_buckets().max(1));
-        let mut victim: Option<((u8, u32), u64, Arc<Flow>)> = None;
+    /// Gives up one flow for a new one of `newcomer`'s: an expired one, else one of whoever holds most among those that
+    /// the search meets, then the most expendable, then the most idle; a connection of a local program's last. One that
+    /// is in use goes only to somebody who holds less, and nobody loses anything to somebody who holds more: whoever
+    /// fills the table, alone or with others, displaces their own flows. With `own`, nobody else's are looked at.
+    fn evict(&mut self, newcomer: Opener, own: bool, now: Duration) -> Result<(), Reason> {
+        let (now, slots, held) = (seconds(now), self.flows.num_buckets().max(1), self.opened(newcomer));
+        let mut victim: Option<(Rank, u64, Arc<Flow>)> = None;
         for _ in 0..slots.min(EVICTION_SCAN) {
             self.hand = (self.hand + 1) % slots;
             let Some(entry) = self.flows.get_bucket(self.hand) else { continue };
-            let opened_by_peer = entry.flow.opened_by == Side::Peer;
-            if of.is_some_and(|peer| !opened_by_peer || entry.flow.key.peer != peer) {
+            let opener = entry.flow.opener();
+            if own && opener != newcomer {
                 continue;
             }
-            let idle = entry.flow.idle(now);
-            let rank = (entry.flow.expendability(now), idle);
-            if idle >= EVICTABLE_IDLE && victim.as_ref().is_none_or(|(most, ..)| rank > *most) {
-                victim = Some((rank, entry.hash, Arc::clone(&entry.flow)));
+            let (expired, idle) = (entry.flow.is_expired(now), entry.flow.idle(now));
+            let theirs = self.opened(opener);
+            // A connection of a local program's would break, where a peer's flow is judged anew and goes on.
+            let yields = theirs > held + 1 && opener.is_some();
+            if expired || yields || (idle >= EVICTABLE_IDLE && theirs >= held) {
+                let expendability = entry.flow.expendability(now);
+                let rank = (expired, expendability > 0, theirs, expendability, idle);
+                if victim.as_ref().is_none_or(|(most, ..)| rank > *most) {
+                    victim = Some((rank, entry.hash, Arc::clone(&entry.flow)));
+                }
             }
         }
         let (_, hash, flow) = victim.ok_or(Reason::FlowTableFull)?;
         self.remove(hash, &flow);
         Ok(())
+    }
+}
+
+/// How soon a flow is given up: expired, not a local program's connection, how many its opener holds, how little is lost,
+/// idle for how long.
+type Rank = (bool, bool, usize, u8, u32);
+
+const fn opener(opened_by: Side, peer: PeerIndex) -> Opener {
+    match opened_by {
+        Side::Local => None,
+        Side::Peer => Some(peer),
     }
 }
 

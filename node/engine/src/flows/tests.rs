@@ -100,7 +100,7 @@ fn a_connection_of_a_local_program_is_given_up_last() {
     let mut shard = table.shard(table.hash(&key(1, TCP, 1)));
     let young = Arc::new(Flow::new(key(1, UDP, 2), LOCAL, Side::Local, 1, later - Duration::from_secs(20)));
     shard.flows.insert_unique(7, Entry { hash: 7, flow: young }, |entry| entry.hash);
-    shard.evict(None, later).expect("one is given up");
+    shard.evict(None, false, later).expect("one is given up");
     assert_eq!(shard.flows.iter().map(|entry| entry.flow.key.protocol).collect::<Vec<_>>(), [TCP]);
 }
 
@@ -127,6 +127,69 @@ fn one_peer_cannot_fill_the_table() {
     }
     assert!(table.len() <= SHARDS * 64 / PEER_SHARE);
     assert!((0..50).all(|port| open(&table, key(2, UDP, port), Side::Peer, START).is_ok()), "another peer has room");
+}
+
+/// A full table: four peers hold their share each, and every flow of theirs is in use at `now`.
+fn filled_by_four(now: Duration) -> (FlowTable, impl Fn(&FlowTable, Duration)) {
+    let table = FlowTable::new(SHARDS * 64);
+    for port in 0..8000 {
+        for peer in 1..=4 {
+            let _ = open(&table, key(peer, UDP, port), Side::Peer, now);
+        }
+    }
+    assert_eq!(table.len(), SHARDS * 64, "they fill it");
+    let keep_busy = |table: &FlowTable, now: Duration| {
+        for shard in &table.shards {
+            let shard = shard.lock().expect("not poisoned");
+            let theirs = shard.flows.iter().filter(|entry| (1..=4).contains(&entry.flow.key.peer.0));
+            theirs.for_each(|entry| entry.flow.note(Side::Peer, None, now));
+        }
+    };
+    (table, keep_busy)
+}
+
+#[test]
+fn peers_who_fill_the_table_together_make_room_for_others() {
+    let (table, _) = filled_by_four(START);
+    for port in 0..200 {
+        let inserted = open(&table, key(5, UDP, port), Side::Peer, START).expect("another peer has room");
+        assert!(inserted.evicted);
+        open(&table, key(6, TCP, port), Side::Local, START).expect("a local program has room");
+    }
+    assert_eq!(table.len(), SHARDS * 64);
+    assert!((0..200).all(|port| table.find(&key(5, UDP, port), START).is_some()), "none of the few gave way");
+    assert!((0..200).all(|port| table.find(&key(6, TCP, port), START).is_some()));
+}
+
+#[test]
+fn peers_who_fill_the_table_together_never_displace_who_holds_less() {
+    let (table, keep_busy) = filled_by_four(START);
+    for port in 0..100 {
+        let flow = open(&table, key(5, TCP, port), Side::Local, START).expect("room").flow;
+        flow.note(Side::Local, Some(&segment(SYN)), START);
+        flow.note(Side::Peer, Some(&segment(SYN | ACK)), START);
+        open(&table, key(6, UDP, port), Side::Peer, START).expect("room");
+    }
+    // The few fall silent, the many keep every flow of theirs in use and ask for more and more.
+    let later = START + Duration::from_secs(60);
+    keep_busy(&table, later);
+    for port in 8000..20_000 {
+        for peer in 1..=4 {
+            let _ = open(&table, key(peer, UDP, port), Side::Peer, later);
+        }
+    }
+    assert!((0..100).all(|port| table.find(&key(5, TCP, port), later).is_some()), "a local program's connections");
+    assert!((0..100).all(|port| table.find(&key(6, UDP, port), later).is_some()), "a peer's flows");
+}
+
+#[test]
+fn local_programs_leave_room_to_peers() {
+    let table = FlowTable::new(SHARDS * 64);
+    for port in 0..20_000 {
+        let _ = open(&table, key(1, UDP, port), Side::Local, START);
+    }
+    assert_eq!(table.len(), SHARDS * (64 - 64 / LEFT_TO_PEERS));
+    assert!((0..200).all(|port| open(&table, key(2, UDP, port), Side::Peer, START).is_ok()));
 }
 
 #[test]
