@@ -10,9 +10,8 @@
 //! linux/virtio_net.h). Neither copies payload.
 //!
 //! **Checksums.** A split packet has a right transport checksum of its own. A merged one is marked as wanting its
-//! checksum still, so the host does not verify it, and a wrong one inside would go unseen. That is sound here for
-//! two reasons, and only together: the AEAD covers every byte between the two nodes, and admission lets in nothing
-//! that is not addressed to a workload of this node. Packets that are to be forwarded further must not be merged.
+//! checksum still, so the host does not verify it, and a wrong one inside would go unseen. So only packets whose
+//! checksums are right are merged; a wrong one passes alone, and the host sees it.
 
 use warren_proto::Reason;
 

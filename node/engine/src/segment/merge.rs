@@ -6,6 +6,7 @@
 
 use crate::packet::ACK;
 
+use super::checksum::Sum;
 use super::headers::{Headers, MAX_HEADERS, Protocol, TCP_FLAGS, TCP_SEQUENCE, UDP_CHECKSUM, UDP_LENGTH};
 use super::{Offload, VirtioNetHeader};
 
@@ -218,7 +219,16 @@ impl<'p> Candidate<'p> {
             Protocol::Tcp => merge.tcp,
             Protocol::Udp => merge.udp,
         };
-        is_wanted && self.push_flag() == 0 && self.is_plain()
+        is_wanted && self.push_flag() == 0 && self.is_plain() && self.checksums_are_right()
+    }
+
+    /// Whether a host that checks would take it. Merged, it is checked no more, so what is wrong has to stay alone.
+    fn checksums_are_right(&self) -> bool {
+        const RIGHT: [u8; 2] = [0xff; 2];
+        let Headers { v6, ip, .. } = self.headers;
+        let length = narrow(self.packet.len() - ip);
+        let transport = self.headers.pseudo(self.packet).field(length).bytes(&self.packet[ip..]);
+        transport.folded() == RIGHT && (v6 || Sum::default().bytes(&self.packet[..ip]).folded() == RIGHT)
     }
 }
 
@@ -255,6 +265,7 @@ impl OpenRun {
                 Protocol::Tcp => candidate.sequence() == self.sequence && self.has_same_tcp_header(candidate),
                 Protocol::Udp => true,
             }
+            && candidate.checksums_are_right()
     }
 
     fn has_same_ip_header(&self, other: &[u8]) -> bool {

@@ -403,6 +403,27 @@ fn with_dont_fragment_the_identification_does_not_matter() {
 }
 
 #[test]
+fn a_wrong_checksum_is_never_merged_away() {
+    for parts in [Parts::tcp(3000), Parts::udp(3000), Parts { v6: true, ..Parts::tcp(3000) }] {
+        let packets = parts.segments(1000);
+        assert_eq!(groups(&packets), [[0, 1, 2]]);
+        let last = packets[1].len() - 1;
+        let header = if parts.v6 { last } else { 10 };
+        for (damaged, at, expected) in [
+            (0, last, vec![vec![0], vec![1, 2]]),
+            (1, last, vec![vec![0], vec![1], vec![2]]),
+            (2, last, vec![vec![0, 1], vec![2]]),
+            (2, parts.transport_at() + if parts.tcp { 17 } else { 7 }, vec![vec![0, 1], vec![2]]),
+            (2, header, vec![vec![0, 1], vec![2]]),
+        ] {
+            let mut packets = packets.clone();
+            packets[damaged][at] ^= 1;
+            assert_eq!(groups(&packets), expected, "{parts:?}");
+        }
+    }
+}
+
+#[test]
 fn a_push_or_a_short_segment_ends_a_super_packet() {
     let part = |sequence, payload, flags, id| Parts { sequence, flags, id, ..Parts::tcp(payload) }.bytes();
     let pushed = [part(1000, 100, ACK, 7), part(1100, 100, ACK | PSH, 8), part(1200, 100, ACK, 9)];
