@@ -8,6 +8,7 @@ mod acknowledgements;
 mod admin_tokens;
 mod audit;
 mod auth;
+mod ca;
 mod join_tokens;
 mod limits;
 mod nodes;
@@ -108,6 +109,8 @@ fn routes() -> OpenApiRouter<Api> {
             .routes(routes!(policy::history))
             .routes(routes!(policy::revision))
             .routes(routes!(revocations::list, revocations::create))
+            .routes(routes!(ca::get))
+            .routes(routes!(ca::rotate))
             .routes(routes!(audit::list))
             .routes(routes!(audit::verify))
             .routes(routes!(admin_tokens::list, admin_tokens::create))

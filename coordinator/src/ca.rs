@@ -11,15 +11,21 @@
 //! [`Authority`] is an immutable value read from a directory. The root's key stands in a file of its own that is
 //! needed only to renew the other three, so it may be kept elsewhere in between. Issuance builds every
 //! certificate from the caller's terms; of a request only the public key is used.
+//!
+//! A root is replaced in steps ([`rotation`]). What hangs under each root that is trusted is its *family*: a directory of
+//! its own, whole before the store first names the root. The store alone says which roots are trusted and which signs;
+//! files that it does not name are of no account, so no crash leaves the two in disagreement.
 
 mod authority;
+mod family;
 mod files;
 mod issue;
 mod request;
+pub mod rotation;
 mod template;
 
-pub use authority::{Authority, CaParameters, ISSUING_LIFETIME};
-pub use files::CaError;
+pub use authority::{Authority, CaParameters, ISSUING_LIFETIME, choose};
+pub use files::{CaError, pem};
 pub use issue::{IssuedNode, IssuedTunnel, TunnelTerms};
 pub use request::RequesterKey;
 

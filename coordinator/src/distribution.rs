@@ -11,6 +11,7 @@
 //! difference under a signed manifest. There is no queue per node, only a mark: a slow node costs no more than
 //! its own scope and always gets the newest. What comes back is an acknowledgement.
 
+mod clones;
 mod dispatch;
 mod endpoints;
 mod enrol;
@@ -19,15 +20,18 @@ mod issuance;
 mod limits;
 mod links;
 mod listener;
+mod readiness;
 mod session;
 mod tls;
 mod update;
 
 use std::time::Duration;
 
+pub use clones::ClonedNode;
 pub(crate) use limits::network;
 pub use links::{LinkStatus, Links, RefusedUpdate, Unacknowledged};
 pub use listener::{Listener, ListenerError};
+pub use readiness::not_ready;
 
 /// What an operator may set about the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

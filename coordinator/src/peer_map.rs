@@ -92,7 +92,7 @@ pub enum Concerned {
 /// so that who lost a grant is told like who won one.
 #[must_use]
 pub fn concerned(state: &State, touched: &Touched, now: UnixTime) -> Concerned {
-    if touched.mesh || touched.policy || touched.revocations {
+    if touched.mesh || touched.trust || touched.policy || touched.revocations {
         return Concerned::All;
     }
     let leaves_out = |name| state.policy.compiled().is_some_and(|policy| policy.leaves_out(name));

@@ -12,12 +12,13 @@ mod mesh;
 mod nodes;
 mod policy;
 mod revocation;
+mod roots;
 mod sweep;
 mod tokens;
 mod transaction;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, broadcast, watch};
@@ -25,19 +26,20 @@ use warren_proto::UnixTime;
 use warren_proto::reason::{Reason, Refusal};
 
 use crate::audit::Chain;
-use crate::ca::Authority;
+use crate::ca::{Authority, CaError};
 use crate::clock::WallClock;
-use crate::state::{self, State, StateError, Touched};
+use crate::state::{self, State, Touched};
 use crate::store::{Commit, CommitId, Outcome, Read, Revision, Store, StoreError, WatchEnd};
 
 pub(crate) use admin_tokens::deletable_admin_token;
 pub use instances::TunnelRequest;
 pub(crate) use instances::forgettable_instance;
-pub use mesh::read_settings;
+pub use mesh::{read_settings, read_trust};
 pub use nodes::{EnrolledNode, Enrolment, RENEWAL_GRACE};
 pub(crate) use nodes::{admitted_node, node_with_workloads};
 pub use policy::{Applied, PolicyRefused, Submission};
 pub use revocation::Revoke;
+pub(crate) use roots::Rotate;
 pub use tokens::NewJoinToken;
 pub(crate) use transaction::{Entry, Plan, Transaction};
 
@@ -76,6 +78,9 @@ impl Caller {
 pub struct Registry {
     store: Arc<dyn Store>,
     authority: ArcSwap<Authority>,
+    /// Taken by whoever puts another authority in place.
+    authority_change: std::sync::Mutex<()>,
+    authority_moved: watch::Sender<u64>,
     clock: Arc<WallClock>,
     advertised: Vec<String>,
     published: ArcSwap<State>,
@@ -102,6 +107,12 @@ impl Registry {
     ) -> Result<Arc<Self>, Refusal> {
         let state = load_state(&*store).await?;
         let chain = Chain::load(&*store).await?;
+        let authority = match &state.trust {
+            Some(trust) if trust.value != *authority.trust() => {
+                authority.under(trust, clock.now()).map_err(ca_failed)?
+            }
+            _ => authority,
+        };
         Ok(Arc::new(Self {
             visible: watch::Sender::new(state.revision),
             published: ArcSwap::from_pointee(state),
@@ -109,6 +120,8 @@ impl Registry {
             writer: Mutex::new(chain),
             failure: watch::Sender::new(None),
             authority: ArcSwap::from_pointee(authority),
+            authority_change: std::sync::Mutex::default(),
+            authority_moved: watch::Sender::new(0),
             store,
             clock,
             advertised,
@@ -139,9 +152,34 @@ impl Registry {
         self.authority.load_full()
     }
 
-    /// Takes an authority whose own certificates were renewed.
+    /// Takes an authority whose own certificates were renewed. One of roots that are no longer those in force is left.
     pub fn replace_authority(&self, authority: Authority) {
-        self.authority.store(Arc::new(authority));
+        let guard = self.authority_change.lock().unwrap_or_else(PoisonError::into_inner);
+        if authority.trust() == self.authority().trust() {
+            self.authority.store(Arc::new(authority));
+        }
+        drop(guard);
+        self.authority_moved.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Completes when another authority was put in place since `seen` was marked.
+    #[must_use]
+    pub fn authority_moved(&self) -> watch::Receiver<u64> {
+        self.authority_moved.subscribe()
+    }
+
+    /// Puts the authority in place that the roots of `state` ask for. It comes before the state does, and a command sees
+    /// both or neither: nothing is issued under a root that the state does not know to sign.
+    fn follow_roots(&self, state: &State) -> Result<(), CaError> {
+        let Some(trust) = &state.trust else { return Ok(()) };
+        let guard = self.authority_change.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.authority();
+        if trust.value != *held.trust() {
+            self.authority.store(Arc::new(held.under(trust, self.clock.now())?));
+        }
+        drop(guard);
+        self.authority_moved.send_modify(|count| *count = count.wrapping_add(1));
+        Ok(())
     }
 
     /// Where nodes reach coordinators, as join tokens carry it.
@@ -180,8 +218,8 @@ impl Registry {
                 Ok(mut feed) => loop {
                     match feed.next().await {
                         Ok(batch) => {
-                            if let Err(error) = self.take(&batch) {
-                                return self.fail(error.to_string());
+                            if let Err(refusal) = self.take(&batch) {
+                                return self.fail(refusal.to_string());
                             }
                         }
                         Err(WatchEnd::Lagged) => break,
@@ -189,7 +227,12 @@ impl Registry {
                     }
                 },
                 Err(StoreError::Compacted(_)) => match load_state(&*self.store).await {
-                    Ok(state) => self.publish(state, None),
+                    Ok(state) => {
+                        if let Err(error) = self.follow_roots(&state) {
+                            return self.fail(ca_failed(error).to_string());
+                        }
+                        self.publish(state, None);
+                    }
                     Err(refusal) => return self.fail(refusal.to_string()),
                 },
                 Err(error) => return self.fail(error.to_string()),
@@ -197,7 +240,7 @@ impl Registry {
         }
     }
 
-    fn take(&self, batch: &crate::store::Batch) -> Result<(), StateError> {
+    fn take(&self, batch: &crate::store::Batch) -> Result<(), Refusal> {
         let current = self.state();
         if batch.revision <= current.revision {
             return Ok(());
@@ -213,6 +256,9 @@ impl Registry {
             })
             .collect();
         let touched = next.apply(batch.revision, changes)?;
+        if touched.trust {
+            self.follow_roots(&next).map_err(ca_failed)?;
+        }
         self.publish(next, Some(touched));
         Ok(())
     }
@@ -304,6 +350,10 @@ impl Registry {
             _ = failure.wait_for(Option::is_some) => Err(stopped()),
         }
     }
+}
+
+fn ca_failed(error: CaError) -> Refusal {
+    Refusal::new(Reason::StateCorrupt, format!("the certificate authority: {error}"))
 }
 
 fn stopped() -> Refusal {

@@ -4,6 +4,7 @@
 //! floor, store. A store that fails ends the process: what is in memory may differ from the disk.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,17 +14,19 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::admin_api::{self, Api};
-use crate::ca::{Authority, CaParameters};
+use crate::ca::{Authority, CaParameters, pem};
 use crate::clock::{self, WallClock};
 use crate::config::Config;
 use crate::distribution::{LinkSettings, Links, Listener, ListenerError};
 use crate::failure::{Exit, Failure};
-use crate::registry::{Registry, read_settings};
+use crate::registry::{Registry, read_settings, read_trust};
 use crate::status;
 use crate::store::{OpenError, Options, Seams, SledStore, Store};
 
 /// File under the state directory that holds the clock's floor.
 pub const CLOCK_FILE: &str = "clock";
+/// File under the state directory with the root that signs, PEM, for administrators' commands.
+pub const ROOT_FILE: &str = "root.pem";
 /// Directory of the CA under the state directory.
 pub const CA_DIRECTORY: &str = "ca";
 
@@ -79,7 +82,7 @@ impl Server {
     pub async fn open(config: Config) -> Result<Self, Failure> {
         let io_failure = |what: String, error: &io::Error| Failure::new(Exit::Failed, format!("{what}: {error}"));
         let store = open_store(&config)?;
-        let settings = read_settings(&store).await?;
+        let (settings, trust) = (read_settings(&store).await?, read_trust(&store).await?);
         let clock_file = config.directory.join(CLOCK_FILE);
         let clock = WallClock::open(&clock_file, clock::system())
             .map_err(|error| io_failure(format!("the clock's floor in {}", clock_file.display()), &error))?;
@@ -88,7 +91,7 @@ impl Server {
             coordinator: config.name.clone(),
             overlay: settings.overlay,
         };
-        let authority = Authority::open(&config.directory.join(CA_DIRECTORY), &parameters, clock.now())
+        let authority = Authority::open(&config.directory.join(CA_DIRECTORY), &parameters, trust.as_ref(), clock.now())
             .map_err(|error| Failure::new(Exit::Failed, format!("the certificate authority: {error}")))?;
         let clock = Arc::new(clock);
         let store: Arc<dyn Store> = Arc::new(store);
@@ -146,8 +149,9 @@ impl Server {
             Err(error) => tracing::warn!(%error, "`warren-coordinator status` will not find this coordinator"),
         }
         let kept = (Arc::clone(&registry), Arc::clone(&clock));
+        let root_file = config.directory.join(ROOT_FILE);
         below.spawn(async move {
-            maintain(kept.0, listener, kept.1).await;
+            maintain(kept.0, kept.1, root_file).await;
             Ok(())
         });
         ready();
@@ -194,13 +198,14 @@ fn port_failure(error: &ListenerError) -> Failure {
 }
 
 /// Periodic work: the clock's floor, ended records, the CA's own certificates.
-async fn maintain(registry: Arc<Registry>, listener: Arc<Listener>, clock: Arc<WallClock>) {
+async fn maintain(registry: Arc<Registry>, clock: Arc<WallClock>, root_file: PathBuf) {
     let every = |period| {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks
     };
     let (mut floor, mut sweep, mut renewal) = (every(CLOCK), every(SWEEP), every(RENEWAL));
+    let mut authority = registry.authority_moved();
     loop {
         tokio::select! {
             _ = floor.tick() => {
@@ -213,7 +218,8 @@ async fn maintain(registry: Arc<Registry>, listener: Arc<Listener>, clock: Arc<W
                 }
             }
             _ = sweep.tick() => forget(&registry).await,
-            _ = renewal.tick() => renew(&registry, &listener).await,
+            _ = renewal.tick() => renew(&registry).await,
+            Ok(()) = authority.changed() => keep_root_file(&registry, &root_file),
         }
     }
 }
@@ -234,16 +240,26 @@ async fn forget(registry: &Registry) {
     }
 }
 
-async fn renew(registry: &Registry, listener: &Listener) {
+/// Administrators' commands on this machine know the coordinator by this file: it holds the root that signs.
+fn keep_root_file(registry: &Registry, path: &Path) {
+    let text = pem(registry.authority().root_der());
+    if std::fs::read_to_string(path).is_ok_and(|held| held == text) {
+        return;
+    }
+    let new = path.with_extension("pem.new");
+    match std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)) {
+        Ok(()) => tracing::info!(file = %path.display(), "the root's certificate was written"),
+        Err(error) => tracing::warn!(file = %path.display(), %error, "the root's certificate could not be written"),
+    }
+}
+
+async fn renew(registry: &Registry) {
     let (authority, now) = (registry.authority(), registry.now());
     match tokio::task::spawn_blocking(move || authority.renewed(now)).await {
         Ok(Ok(None)) => {}
         Ok(Ok(Some(renewed))) => {
             registry.replace_authority(renewed);
-            match listener.refresh_certificate() {
-                Ok(()) => tracing::info!("the coordinator's own certificates were renewed"),
-                Err(error) => tracing::error!(%error, "the renewed certificate cannot be presented"),
-            }
+            tracing::info!("the coordinator's own certificates were renewed");
         }
         Ok(Err(error)) => tracing::error!(%error, "the coordinator's own certificates could not be renewed"),
         Err(error) => tracing::error!(%error, "renewing the coordinator's own certificates failed"),

@@ -24,7 +24,7 @@ use crate::store::{Epoch, Revision};
 pub use key::{Key, KeyKind, KeyName};
 use records::{
     AddressLease, AdminToken, Hex32, Instance, JoinTokenRecord, KeyUse, MeshSettings, Node, PolicyHead, PolicyRevision,
-    PolicyTree, StoredPolicy,
+    PolicyTree, StoredPolicy, TrustRoots,
 };
 pub use table::Table;
 pub use versioned::StateError;
@@ -74,6 +74,8 @@ pub struct Touched {
     pub workloads: BTreeSet<WorkloadName>,
     /// The mesh's settings changed.
     pub mesh: bool,
+    /// The roots changed.
+    pub trust: bool,
     /// Another policy revision is in force.
     pub policy: bool,
     /// A revocation was added or forgotten.
@@ -84,7 +86,7 @@ impl Touched {
     /// For a picture that was built anew. Who listens looks at every node.
     #[must_use]
     pub fn everything() -> Self {
-        Self { mesh: true, policy: true, revocations: true, ..Self::default() }
+        Self { mesh: true, trust: true, policy: true, revocations: true, ..Self::default() }
     }
 }
 
@@ -97,6 +99,8 @@ pub struct State {
     pub revision: Revision,
     /// Trust domain, overlay, lifetimes.
     pub mesh: Option<Arc<Stored<MeshSettings>>>,
+    /// The roots; none where they were never replaced, and the CA's directory holds the only one.
+    pub trust: Option<Arc<Stored<TrustRoots>>>,
     /// Join tokens by id.
     pub tokens: Table<JoinTokenId, Stored<JoinTokenRecord>>,
     /// Administrator tokens by id.
@@ -136,6 +140,7 @@ impl State {
             epoch,
             revision: Revision(0),
             mesh: None,
+            trust: None,
             tokens: Table::default(),
             admin_tokens: Table::default(),
             nodes: Table::default(),
@@ -218,7 +223,8 @@ impl State {
         self.policy_texts.get(digest).is_some()
     }
 
-    /// The record that peers are sent for `instance`: its certificates that neither ended nor were revoked.
+    /// The record that peers are sent for `instance`: its certificates that neither ended nor were revoked, and whose
+    /// root is trusted.
     /// `None` when it has no such certificate.
     #[must_use]
     pub fn peer_record(&self, instance: &Instance, now: UnixTime) -> Option<PeerRecord> {
@@ -227,6 +233,7 @@ impl State {
             .certificates
             .iter()
             .filter(|certificate| certificate.not_after > now)
+            .filter(|held| self.trust.as_ref().is_none_or(|trust| !trust.is_untrusted(&held.issuer_key_id)))
             .filter(|certificate| instance.revoked_by(certificate, trust_domain, &self.revoked).is_none())
             .map(|certificate| certificate.chain.iter().map(|der| der.0.clone()).collect())
             .collect();
@@ -278,6 +285,10 @@ impl State {
             Key::Mesh => {
                 self.mesh = decoded(&change)?.map(Arc::new);
                 touched.mesh = true;
+            }
+            Key::Trust => {
+                self.trust = decoded(&change)?.map(Arc::new);
+                touched.trust = true;
             }
             Key::Token(id) => put(&mut self.tokens, id, &change)?,
             Key::AdminToken(id) => put(&mut self.admin_tokens, id, &change)?,

@@ -98,7 +98,7 @@ impl AdminClient {
         let port = authority.port_u16().unwrap_or(8444);
         let trust = Trust::Pinned(root_hash(&endpoint.root)?);
         let clock = Arc::new(Clock::new(clock::read, UnixTime(0)));
-        let ClientTls { config, refused } = ClientTls::admin(trust, clock)?;
+        let ClientTls { config, server_name, refused } = ClientTls::admin(trust, clock)?;
 
         let unreachable = |detail: String| {
             Refusal::new(Reason::CoordinatorUnreachable, format!("{} does not answer: {detail}", endpoint.url))
@@ -108,7 +108,7 @@ impl AdminClient {
             .await
             .map_err(|_| unreachable("the connection timed out".to_owned()))?
             .map_err(|error| unreachable(error.to_string()))?;
-        let server = ServerName::try_from(name).map_err(|_| bad_url(&endpoint.url))?;
+        let server = ServerName::try_from(server_name).map_err(|_| bad_url(&endpoint.url))?;
         let handshake = TlsConnector::from(Arc::new(config)).connect(server, stream);
         let stream = match tokio::time::timeout(CONNECT_TIME, handshake).await {
             Ok(Ok(stream)) => stream,

@@ -124,6 +124,7 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
         facts,
         wanted: wanted_by,
         state: link_state,
+        process: rand::random(),
         stop: stop.clone(),
     };
     tasks.spawn("control-link", ends_well(control.run()));

@@ -86,6 +86,10 @@ pub struct Mesh {
     generation: u64,
     engine: Option<Engine>,
     waiting: VecDeque<Waiting>,
+    /// The newest generation by which all workers judge.
+    engine_at: u64,
+    /// Sequence of the newest trust bundle that the next start will find.
+    bundle_kept: u64,
     unsaved: bool,
     /// From here on the policy in force answers otherwise by itself.
     policy_changes: Option<UnixTime>,
@@ -100,6 +104,8 @@ pub struct Mesh {
 
 struct Waiting {
     generation: u64,
+    /// The sequence of the trust bundle that it brought, or less.
+    bundle: u64,
     outcome: Result<Applied, Refusal>,
     answer: oneshot::Sender<Result<Applied, Refusal>>,
 }
@@ -139,6 +145,8 @@ impl Mesh {
             generation: 0,
             engine: None,
             waiting: VecDeque::new(),
+            engine_at: 0,
+            bundle_kept: start.bundle.sequence(),
             unsaved: false,
             policy_changes: None,
             judged: UnixTime(0),
@@ -159,7 +167,9 @@ impl Mesh {
             // Whoever was admitted when it was stored may be again, however long the coordinator has been away.
             mesh.admitted = knowledge.scope.peers.keys().copied().collect();
             mesh.take(knowledge);
-            mesh.answered.send_replace(generation);
+            if mesh.bundle.borrow().sequence() <= mesh.bundle_kept {
+                mesh.answered.send_replace(generation);
+            }
             mesh.publish();
         }
         Ok((mesh, MeshHandle { commands, view: watch_view, answered: watch_answered, bundle: watch_bundle }))
@@ -221,6 +231,10 @@ impl Mesh {
                 self.publish();
             }
             Command::EngineApplied(generation) => self.handle_applied(generation),
+            Command::BundleKept(sequence) => {
+                self.bundle_kept = self.bundle_kept.max(sequence);
+                self.answer_waiting();
+            }
             // Whoever asked may have gone.
             Command::Turns(answer) => drop(answer.send(())),
         }
@@ -262,6 +276,7 @@ impl Mesh {
                 match if binds { self.save() } else { Ok(()) } {
                     Ok(()) => self.waiting.push_back(Waiting {
                         generation: self.generation,
+                        bundle: self.bundle.borrow().sequence(),
                         outcome: Ok(Applied { generation, refused }),
                         answer,
                     }),
@@ -298,7 +313,7 @@ impl Mesh {
             }
         }
         warn!(revocations = self.seen.all().len(), "the revocations of the refused update are in force");
-        self.waiting.push_back(Waiting { generation: self.generation, outcome: Err(refusal), answer });
+        self.waiting.push_back(Waiting { generation: self.generation, bundle: 0, outcome: Err(refusal), answer });
         if self.engine.is_none() || self.knowledge.is_none() {
             self.handle_applied(self.generation);
         }
@@ -479,7 +494,13 @@ impl Mesh {
     }
 
     fn handle_applied(&mut self, generation: u64) {
-        while self.waiting.front().is_some_and(|first| first.generation <= generation) {
+        self.engine_at = self.engine_at.max(generation);
+        self.answer_waiting();
+    }
+
+    fn answer_waiting(&mut self) {
+        let (engine, bundle) = (self.engine_at, self.bundle_kept);
+        while self.waiting.front().is_some_and(|first| first.generation <= engine && first.bundle <= bundle) {
             if let Some(first) = self.waiting.pop_front() {
                 if let Ok(applied) = &first.outcome {
                     self.answered.send_replace(applied.generation);

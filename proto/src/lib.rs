@@ -15,6 +15,7 @@ pub mod peer_map;
 pub mod policy;
 pub mod possession;
 pub mod reason;
+pub mod root_hint;
 pub mod spiffe;
 pub mod time;
 pub mod trust_bundle;

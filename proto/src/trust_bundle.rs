@@ -6,7 +6,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use crate::certificate::AuthorityCertificate;
 use crate::reason::{Reason, Refusal};
-use crate::{TrustDomain, wire};
+use crate::{TrustDomain, UnixTime, wire};
 
 /// Most roots in a bundle: a rotation needs two, the rest is room for crossed rotations.
 pub const MAX_ROOTS: usize = 8;
@@ -17,6 +17,7 @@ pub struct TrustBundle {
     trust_domain: TrustDomain,
     sequence: u64,
     roots: Arc<[Root]>,
+    renew_before: UnixTime,
 }
 
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl TrustBundle {
         if checked.is_empty() {
             return Err(Refusal::new(Reason::CertificateMalformed, "bundle.roots: empty"));
         }
-        Ok(Self { trust_domain, sequence, roots: checked.into() })
+        Ok(Self { trust_domain, sequence, roots: checked.into(), renew_before: UnixTime(0) })
     }
 
     /// From a message.
@@ -55,7 +56,14 @@ impl TrustBundle {
             .trust_domain
             .parse()
             .map_err(|error| Refusal::new(Reason::InvalidField, format!("bundle.trust_domain: {error}")))?;
-        Self::new(trust_domain, raw.sequence, raw.roots.iter().map(AsRef::as_ref))
+        let bundle = Self::new(trust_domain, raw.sequence, raw.roots.iter().map(AsRef::as_ref))?;
+        Ok(bundle.renewing_before(UnixTime(raw.renew_before)))
+    }
+
+    /// The same roots, with the word that every certificate issued at `moment` or before is to be renewed now.
+    #[must_use]
+    pub fn renewing_before(self, moment: UnixTime) -> Self {
+        Self { renew_before: moment, ..self }
     }
 
     /// As sent over the wire.
@@ -65,6 +73,7 @@ impl TrustBundle {
             trust_domain: self.trust_domain.as_str().to_owned(),
             sequence: self.sequence,
             roots: self.roots().map(|root| root.der().to_vec()).collect(),
+            renew_before: self.renew_before.0,
         }
     }
 
@@ -78,6 +87,12 @@ impl TrustBundle {
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// Certificates issued at this moment or before are to be renewed now; 1970 for none.
+    #[must_use]
+    pub fn renew_before(&self) -> UnixTime {
+        self.renew_before
     }
 
     /// The roots.

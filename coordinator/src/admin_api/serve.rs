@@ -15,8 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use warren_proto::root_hint;
 
 use super::Api;
+use crate::ca::choose;
 use crate::distribution::network;
 use crate::registry::Registry;
 
@@ -180,11 +182,12 @@ impl std::fmt::Debug for Presented {
 }
 
 impl ResolvesServerCert for Presented {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let authority = self.registry.authority();
-        let certified =
-            CertifiedKey::from_der(authority.tls_chain(), authority.tls_key(), &aws_lc_rs::default_provider());
-        certified
+        let held = hello.server_name().map(root_hint::parse).unwrap_or_default();
+        let offered = authority.tls_identities().map(|(root, chain, key)| (root, (chain, key)));
+        let (chain, key) = choose(&held, offered)?;
+        CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
             .inspect_err(|error| tracing::error!(%error, "the coordinator's certificate cannot be used"))
             .ok()
             .map(Arc::new)

@@ -49,6 +49,10 @@ pub(super) fn node(state: &State, links: &Links, node: &Node, now: UnixTime) -> 
         join_token: node.token.to_string(),
         certificate_expires_at: node.certificate.not_after.into(),
         revoked_at: node.revoked_at.map(Into::into),
+        cloned: links.cloned(node.id).map(|clone| admin::ClonedNode {
+            at: clone.at.into(),
+            remotes: clone.remotes.iter().map(ToString::to_string).collect(),
+        }),
         link: links.get(node.id).map(|status| link(&status)),
         instances,
     }

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 /// Why the CA's directory cannot be used.
@@ -102,6 +104,14 @@ fn refuse_readable(path: &Path, mode: u32) -> Result<(), CaError> {
     Ok(())
 }
 
+/// Removes a file; one that is not there is removed already.
+pub(super) fn remove(path: &Path) -> Result<(), CaError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CaError::Io { path: path.to_owned(), source }),
+        _ => Ok(()),
+    }
+}
+
 /// Replaces `path` by a file with `content`, whole or not at all, and only returns once it is on disk.
 pub(super) fn write(path: &Path, content: &str) -> Result<(), CaError> {
     let io_error = |source| CaError::Io { path: path.to_owned(), source };
@@ -115,4 +125,20 @@ pub(super) fn write(path: &Path, content: &str) -> Result<(), CaError> {
     file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(io_error)?;
     fs::rename(&unfinished, path).map_err(io_error)?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error)
+}
+
+/// A certificate as PEM.
+#[must_use]
+pub fn pem(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, tail) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = tail;
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
 }

@@ -34,7 +34,7 @@ fn mesh() -> (tempfile::TempDir, Authority) {
 }
 
 fn reopen(directory: &tempfile::TempDir, now: UnixTime) -> Result<Authority, CaError> {
-    Authority::open(&directory.path().join("ca"), &parameters(), now)
+    Authority::open(&directory.path().join("ca"), &parameters(), None, now)
 }
 
 /// A request with everything in it that a requester might try.
@@ -380,13 +380,13 @@ fn another_trust_domain_cannot_open_the_directory() {
     let (directory, _authority) = mesh();
     let mut foreign = parameters();
     foreign.trust_domain = "other.example".parse().expect("name");
-    Authority::open(&directory.path().join("ca"), &foreign, NOW).expect_err("refused");
+    Authority::open(&directory.path().join("ca"), &foreign, None, NOW).expect_err("refused");
 }
 
 #[test]
 fn a_signed_object_carries_a_signer_that_the_root_certified() {
     let (_directory, authority) = mesh();
-    let object = authority.sign(b"body".to_vec());
+    let object = authority.sign(b"body".to_vec(), &[]);
     let raw = object.signer.expect("signer");
     let sent = Chain::from_wire(&raw).expect("chain");
     let signer = SignerCertificate::parse(sent.leaf()).expect("profile");

@@ -8,19 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use warren_proto::{Overlay, TrustDomain, wire};
 
 use super::{block_on, load, print};
 use crate::admin_api::first_run_token;
-use crate::ca::{Authority, CaParameters};
+use crate::ca::{Authority, CaParameters, pem};
 use crate::clock::{self, WallClock};
 use crate::config::{Config, duration};
 use crate::failure::{Exit, Failure};
 use crate::registry::{Caller, Registry};
-use crate::server::{CA_DIRECTORY, CLOCK_FILE, store_failure, store_options};
+use crate::server::{CA_DIRECTORY, CLOCK_FILE, ROOT_FILE, store_failure, store_options};
 use crate::state::records::{AdminToken, MeshSettings};
 use crate::store::{Seams, SledStore, Store};
 
@@ -146,7 +144,7 @@ impl Init {
         };
         let authority = Authority::init(&directory.join(CA_DIRECTORY), &parameters, clock.now())
             .map_err(|error| Failure::new(Exit::Failed, format!("the certificate authority: {error}")))?;
-        let root = directory.join("root.pem");
+        let root = directory.join(ROOT_FILE);
         write_new(&root, pem(authority.root_der()).as_bytes(), 0o644).map_err(failed(&root))?;
         let store =
             SledStore::create(store_options(&config), Seams::default()).map_err(|error| store_failure(&error))?;
@@ -233,20 +231,6 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(content)?;
     file.sync_all()
-}
-
-fn pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, tail) = rest.split_at(rest.len().min(64));
-        pem.push_str(line);
-        pem.push('\n');
-        rest = tail;
-    }
-    pem.push_str("-----END CERTIFICATE-----\n");
-    pem
 }
 
 /// Undoes what a failed `init` wrote.

@@ -13,7 +13,7 @@ use crate::admin_api::first_run_token;
 use crate::ca::{Authority, CaParameters};
 use crate::clock::{self, WallClock};
 use crate::failure::{Exit, Failure};
-use crate::registry::{Caller, read_settings};
+use crate::registry::{Caller, read_settings, read_trust};
 use crate::server::{CA_DIRECTORY, CLOCK_FILE, open_store, store_failure, store_options};
 use crate::store::{Seams, SledStore, Store};
 
@@ -59,13 +59,13 @@ pub(super) fn admin(file: &ConfigFile) -> Result<Exit, Failure> {
     let clock = WallClock::open(&clock_file, clock::system()).map_err(|error| failed(&clock_file, &error))?;
     let (token, text) = first_run_token(clock.now());
     block_on(async {
-        let settings = read_settings(&store).await?;
+        let (settings, trust) = (read_settings(&store).await?, read_trust(&store).await?);
         let parameters = CaParameters {
             trust_domain: settings.trust_domain,
             coordinator: config.name.clone(),
             overlay: settings.overlay,
         };
-        let authority = Authority::open(&config.directory.join(CA_DIRECTORY), &parameters, clock.now())
+        let authority = Authority::open(&config.directory.join(CA_DIRECTORY), &parameters, trust.as_ref(), clock.now())
             .map_err(|error| Failure::new(Exit::Failed, format!("the certificate authority: {error}")))?;
         with_registry(store, authority, clock, &config, async |registry| {
             registry.create_admin_token(&Caller::new("admin-recover"), token, None).await?;

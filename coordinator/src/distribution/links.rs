@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
-use warren_proto::peer_map::{Generation, Scope};
+use warren_proto::peer_map::{Generation, ObjectKey, ObjectKind, Scope};
 use warren_proto::reason::Refusal;
+use warren_proto::root_hint::RootPrefix;
 use warren_proto::{InstanceId, NodeId, UnixTime};
 
+use super::clones::{ClonedNode, Clones};
 use crate::peer_map::Concerned;
 use crate::state::State;
 
@@ -98,6 +100,8 @@ pub struct LinkStatus {
     pub clock_skew_ms: i64,
     /// An update is being prepared or awaits its acknowledgement.
     pub busy: bool,
+    /// The root under which the certificate stands that it presented.
+    pub root: RootPrefix,
 }
 
 /// Who does not have a generation yet.
@@ -139,6 +143,9 @@ struct Inner {
     live: BTreeMap<NodeId, Live>,
     held: BTreeMap<NodeId, Held>,
     endpoints: BTreeMap<NodeId, Vec<SocketAddr>>,
+    /// The root of the certificate that each node presented last.
+    roots: BTreeMap<NodeId, RootPrefix>,
+    clones: Clones,
     serial: u64,
     dispatched: Generation,
 }
@@ -217,6 +224,7 @@ impl Links {
             let mut inner = self.lock();
             inner.serial += 1;
             let serial = inner.serial;
+            inner.roots.insert(node, status.root);
             let live = Live { serial, mark: Arc::clone(&mark), connection, status };
             (serial, inner.live.insert(node, live))
         };
@@ -231,6 +239,41 @@ impl Links {
     /// What `node` held when it was last seen by this process.
     pub(super) fn held(&self, node: NodeId) -> Option<Held> {
         self.lock().held.get(&node).cloned()
+    }
+
+    /// A process of `node` connects; answers with what is to be reported where another one of it is still there.
+    pub(super) fn process_connects(
+        &self,
+        node: NodeId,
+        name: [u8; 16],
+        remote: SocketAddr,
+        now: UnixTime,
+    ) -> Option<ClonedNode> {
+        self.lock().clones.connects(node, name, remote, now)
+    }
+
+    /// Whether two processes use the node's identity, as this process noticed.
+    #[must_use]
+    pub fn cloned(&self, node: NodeId) -> Option<ClonedNode> {
+        self.lock().clones.of(node)
+    }
+
+    /// Forgets what `node` held: it says that it holds something else.
+    pub(super) fn forget_held(&self, node: NodeId) {
+        self.lock().held.remove(&node);
+    }
+
+    /// Whether `node` has acknowledged this trust bundle, as this process knows.
+    pub(super) fn holds_bundle(&self, node: NodeId, bundle: &[u8]) -> bool {
+        let key = ObjectKey { kind: ObjectKind::TrustBundle, name: String::new() };
+        let inner = self.lock();
+        let object = inner.held.get(&node).and_then(|held| held.scope.objects.get(&key));
+        object.is_some_and(|object| object.content == bundle)
+    }
+
+    /// The root under which the certificate stands that `node` presented last, to this process.
+    pub(super) fn root_of(&self, node: NodeId) -> Option<RootPrefix> {
+        self.lock().roots.get(&node).copied()
     }
 
     /// Marks the sessions that a change concerns.
@@ -257,6 +300,8 @@ impl Links {
             let mut inner = self.lock();
             inner.held.remove(&node);
             inner.endpoints.remove(&node);
+            inner.roots.remove(&node);
+            inner.clones.forget(node);
             inner.live.remove(&node)
         };
         if let Some(live) = live {

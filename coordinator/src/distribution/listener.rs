@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use warren_proto::control_trust::TrustedNode;
 use warren_proto::reason::{Reason, Refusal};
+use warren_proto::root_hint;
 use warren_proto::{ALPN_CONTROL, ALPN_ENROL};
 
 use super::limits::{Limits, Rate, network};
@@ -127,9 +128,11 @@ impl Listener {
         self.endpoint.local_addr()
     }
 
-    /// Presents the registry's present authority's certificate in new handshakes.
-    pub fn refresh_certificate(&self) -> Result<(), ListenerError> {
-        self.presented.replace(&self.registry.authority()).map_err(|error| ListenerError::Tls(error.to_string()))
+    /// Presents the certificates of the authority that is in place now.
+    fn refresh_certificates(&self) {
+        if let Err(error) = self.presented.replace(&self.registry.authority()) {
+            tracing::error!(%error, "the renewed certificate cannot be presented");
+        }
     }
 
     /// Serves until `stopping` turns true, then says goodbye to every node.
@@ -145,8 +148,12 @@ impl Listener {
         tasks.spawn(dispatch::run(Arc::clone(&self.registry), Arc::clone(&self.links)));
         let mut gate = Gate::new();
         let mut stop = stopping;
+        let mut authority = self.registry.authority_moved();
+        // What was put in place between the port's opening and here.
+        self.refresh_certificates();
         loop {
             tokio::select! {
+                Ok(()) = authority.changed() => self.refresh_certificates(),
                 incoming = self.endpoint.accept() => match incoming {
                     Some(incoming) => if let Some(admitted) = gate.admit(incoming) {
                         tasks.spawn(serve(Arc::clone(&shared), admitted));
@@ -267,16 +274,14 @@ async fn serve(shared: Arc<Shared>, attempt: AdmittedAttempt) {
         Err(_) => return tracing::debug!(%remote, "a handshake took too long"),
     };
     drop(attempt.handshake);
-    let protocol = connection
-        .handshake_data()
-        .and_then(|data| data.downcast::<HandshakeData>().ok())
-        .and_then(|data| data.protocol.clone())
-        .unwrap_or_default();
+    let handshake = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    let protocol = handshake.as_ref().and_then(|data| data.protocol.clone()).unwrap_or_default();
+    let roots = handshake.and_then(|data| data.server_name).map(|name| root_hint::parse(&name)).unwrap_or_default();
     if protocol == ALPN_ENROL {
         serve_enrolment(&shared, connection, &attempt.enrolments).await;
     } else if protocol == ALPN_CONTROL {
         match node_of(&shared, &connection) {
-            Ok(node) => session::serve(shared, connection, node).await,
+            Ok(node) => session::serve(shared, connection, node, roots).await,
             Err(refusal) => {
                 tracing::warn!(%remote, reason = %refusal.reason, detail = %refusal.detail, "a link was refused");
                 session::close(&connection, &refusal);

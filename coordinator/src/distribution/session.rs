@@ -22,10 +22,12 @@ use quinn::VarInt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
+use warren_proto::certificate::AuthorityCertificate;
 use warren_proto::codec::{MAX_CONTROL_FRAME, MAX_NODE_FRAME};
 use warren_proto::control_trust::TrustedNode;
-use warren_proto::peer_map::{Generation, Heartbeat, Scope};
+use warren_proto::peer_map::{Generation, Heartbeat, Scope, object_digest};
 use warren_proto::reason::{Reason, Refusal};
+use warren_proto::root_hint::{self, RootPrefix};
 use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, READER_VERSION, UnixTime, wire};
 
 use super::endpoints::{Reports, endpoints};
@@ -91,9 +93,16 @@ pub(super) fn replaced() -> Refusal {
 }
 
 /// Serves a node until its connection ends.
-pub(super) async fn serve(shared: Arc<Shared>, connection: quinn::Connection, node: TrustedNode) {
+///
+/// `roots` are those that the node said it holds.
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    connection: quinn::Connection,
+    node: TrustedNode,
+    roots: Vec<RootPrefix>,
+) {
     let id = node.certificate.node();
-    match run(&shared, &connection, &node).await {
+    match run(&shared, &connection, &node, roots).await {
         Ok(()) => tracing::debug!(node = %id, "the link ended"),
         Err(refusal) => {
             tracing::info!(node = %id, reason = %refusal.reason, detail = %refusal.detail, "the link ended");
@@ -102,7 +111,12 @@ pub(super) async fn serve(shared: Arc<Shared>, connection: quinn::Connection, no
     }
 }
 
-async fn run(shared: &Arc<Shared>, connection: &quinn::Connection, trusted: &TrustedNode) -> Result<(), Refusal> {
+async fn run(
+    shared: &Arc<Shared>,
+    connection: &quinn::Connection,
+    trusted: &TrustedNode,
+    roots: Vec<RootPrefix>,
+) -> Result<(), Refusal> {
     let node = trusted.certificate.node();
     check_trusted(shared, trusted)?;
     let requester = Requester { node, ends: trusted.certificate.leaf().not_after() };
@@ -119,14 +133,27 @@ async fn run(shared: &Arc<Shared>, connection: &quinn::Connection, trusted: &Tru
         go_away(&mut send, &refusal, UPGRADE).await;
         return Err(refusal);
     }
-    let mut session = Session::attach(shared, connection, requester, trusted, send, &hello);
+    let mut session = Session::attach(shared, connection, requester, (trusted, roots), send, &hello);
     // What was revoked while the Hello was awaited found no link to cut; from here on it finds this one.
     check_trusted(shared, trusted)?;
+    report_clone(shared, node, &hello, connection.remote_address()).await;
     session.welcome(connection.remote_address()).await?;
     if session.only_renews {
         tracing::warn!(%node, "the node's certificate has ended; it may only renew it");
     }
     session.attend(connection, &mut receive).await
+}
+
+/// Two machines with one key: said in the log of changes, where it outlasts this process.
+async fn report_clone(shared: &Shared, node: NodeId, hello: &wire::Hello, remote: SocketAddr) {
+    // Nodes of before this field say nothing.
+    let Ok(name) = hello.process.as_slice().try_into() else { return };
+    let now = shared.registry.now();
+    let Some(clone) = shared.links.process_connects(node, name, remote, now) else { return };
+    tracing::error!(%node, remotes = ?clone.remotes, "two processes use this node's identity: was its state copied?");
+    if let Err(refusal) = shared.registry.report_clone(node, clone.remotes).await {
+        tracing::warn!(%node, %refusal, "the copy of a node is not in the audit log");
+    }
 }
 
 fn check_hello(hello: &wire::Hello) -> Result<(), Refusal> {
@@ -205,6 +232,8 @@ struct Session {
     /// The certificate had ended when the link was made: it is renewed here, and nothing is told.
     only_renews: bool,
     trusted: TrustedNode,
+    /// The roots that the node said it holds when it connected.
+    roots: Vec<RootPrefix>,
     attached: Attached,
     send: Sender,
     /// What the node holds, as far as it said.
@@ -227,7 +256,7 @@ impl Session {
         shared: &Arc<Shared>,
         connection: &quinn::Connection,
         requester: Requester,
-        trusted: &TrustedNode,
+        (trusted, roots): (&TrustedNode, Vec<RootPrefix>),
         send: Sender,
         hello: &wire::Hello,
     ) -> Self {
@@ -252,6 +281,7 @@ impl Session {
             refused: None,
             clock_skew_ms: skew,
             busy: true,
+            root: trusted.path.authorities().last().map(root_prefix).unwrap_or_default(),
         };
         let held = shared.links.held(requester.node);
         let attached = shared.links.attach(connection.clone(), status);
@@ -270,14 +300,21 @@ impl Session {
             );
         }
         let (base, told, refresh_at, confirmed) = match held {
-            Some(held) => (said, held.scope, held.refresh_at, Some(said)),
-            None => (Generation::default(), Arc::default(), UnixTime(0), None),
+            Some(held) => {
+                attached.hold(held.clone());
+                (said, held.scope, held.refresh_at, Some(said))
+            }
+            None => {
+                shared.links.forget_held(requester.node);
+                (Generation::default(), Arc::default(), UnixTime(0), None)
+            }
         };
         Self {
             shared: Arc::clone(shared),
             requester,
             only_renews: requester.ended(now),
             trusted: trusted.clone(),
+            roots,
             attached,
             send,
             base,
@@ -329,6 +366,7 @@ impl Session {
                 () = self.attached.mark.woken() => {
                     // Also while an update awaits its acknowledgement: who is revoked may never give it.
                     check_not_revoked(&self.shared.registry.state(), &self.trusted)?;
+                    self.check_root()?;
                     self.check_in_date(self.shared.registry.now())?;
                     self.debounce();
                 }
@@ -359,6 +397,20 @@ impl Session {
             .hint("connect again with the renewed one"))
     }
 
+    /// Nor longer than its root is trusted.
+    fn check_root(&self) -> Result<(), Refusal> {
+        let authority = self.shared.registry.authority();
+        let root = self.trusted.path.authorities().last();
+        if root.is_some_and(|root| authority.bundle().roots().any(|trusted| trusted.der() == root.der())) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Reason::UntrustedIssuer,
+            "the root of the certificate that this link was made with is retired",
+        )
+        .hint("connect again with the renewed one"))
+    }
+
     fn debounce(&mut self) {
         let marks = self.attached.mark.look();
         let now = Instant::now();
@@ -386,7 +438,8 @@ impl Session {
             self.attached.update(|status| status.busy = false);
             return self.send_hints(&state).await;
         }
-        let signed = registry.authority().sign(manifest(&state, self.requester.node, &scope, now)?.encode());
+        let body = manifest(&state, self.requester.node, &scope, now)?.encode();
+        let signed = registry.authority().sign(body, &self.roots);
         let hints = self.changed_hints(&state, &scope);
         let generation = state.generation();
         self.attached.update(|status| status.told = generation);
@@ -506,7 +559,7 @@ impl Session {
         };
         let trust_domain = registry.state().settings()?.trust_domain.clone();
         let beat = Heartbeat { trust_domain, node: self.requester.node, generation, issued_at: now };
-        let signed = registry.authority().sign(beat.encode());
+        let signed = registry.authority().sign(beat.encode(), &self.roots);
         self.frame(wire::coordinator_frame::Frame::Heartbeat(signed)).await
     }
 
@@ -575,6 +628,10 @@ async fn until(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
+}
+
+fn root_prefix(root: &AuthorityCertificate) -> RootPrefix {
+    root_hint::prefix(&object_digest(root.der()))
 }
 
 fn encoded_bundle(registry: &Registry) -> Bytes {

@@ -15,9 +15,10 @@ use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use warren_proto::certificate::{Chain, NodeCertificate};
 use warren_proto::control_trust::{TrustedNode, verify_node};
 use warren_proto::reason::{Reason, Refusal};
+use warren_proto::root_hint::{self, RootPrefix};
 use warren_proto::{ALPN_CONTROL, ALPN_ENROL, TrustBundle, UnixTime};
 
-use crate::ca::Authority;
+use crate::ca::{Authority, choose};
 use crate::registry::{RENEWAL_GRACE, Registry};
 
 /// The provider with the one key exchange that is spoken.
@@ -28,9 +29,10 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// The coordinator's certificate and key as TLS presents them; replaced when they are renewed.
+/// The coordinator's certificates and keys as TLS presents them, one under each trusted root, that of the one that signs
+/// first; replaced when they are renewed.
 #[derive(Debug)]
-pub(super) struct Presented(ArcSwap<CertifiedKey>);
+pub(super) struct Presented(ArcSwap<Vec<(RootPrefix, Arc<CertifiedKey>)>>);
 
 impl Presented {
     pub(super) fn new(authority: &Authority) -> Result<Self, rustls::Error> {
@@ -43,13 +45,16 @@ impl Presented {
     }
 }
 
-fn certified(authority: &Authority) -> Result<CertifiedKey, rustls::Error> {
-    CertifiedKey::from_der(authority.tls_chain(), authority.tls_key(), &provider())
+fn certified(authority: &Authority) -> Result<Vec<(RootPrefix, Arc<CertifiedKey>)>, rustls::Error> {
+    let provider = provider();
+    let load = |(root, chain, key)| Ok((root, Arc::new(CertifiedKey::from_der(chain, key, &provider)?)));
+    authority.tls_identities().map(load).collect()
 }
 
 impl ResolvesServerCert for Presented {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let held = hello.server_name().map(root_hint::parse).unwrap_or_default();
+        choose(&held, self.0.load().iter().map(|(root, certified)| (*root, Arc::clone(certified))))
     }
 }
 

@@ -3,7 +3,7 @@
 use warren_proto::reason::{Reason, Refusal};
 
 use super::{Caller, Entry, Plan, Registry, Transaction};
-use crate::state::records::MeshSettings;
+use crate::state::records::{MeshSettings, TrustRoots};
 use crate::state::{Change, Key, State, StateError};
 use crate::store::{Read, Store};
 
@@ -36,7 +36,19 @@ impl Registry {
 
 /// The settings, before there is a registry: the CA needs them to open.
 pub async fn read_settings(store: &dyn Store) -> Result<MeshSettings, Refusal> {
-    let snapshot = store.snapshot(Read::all(Key::Mesh.to_bytes())).await?;
+    match read(store, &Key::Mesh).await?.mesh {
+        Some(mesh) => Ok(mesh.value.clone()),
+        None => Err(StateError::NoMesh.into()),
+    }
+}
+
+/// The roots, before there is a registry; none where they were never replaced.
+pub async fn read_trust(store: &dyn Store) -> Result<Option<TrustRoots>, Refusal> {
+    Ok(read(store, &Key::Trust).await?.trust.map(|trust| trust.value.clone()))
+}
+
+async fn read(store: &dyn Store, key: &Key) -> Result<State, Refusal> {
+    let snapshot = store.snapshot(Read::all(key.to_bytes())).await?;
     let changes = snapshot.entries.into_iter().map(|entry| Change {
         key: entry.key,
         value: Some(entry.value.into()),
@@ -44,10 +56,7 @@ pub async fn read_settings(store: &dyn Store) -> Result<MeshSettings, Refusal> {
     });
     let mut state = State::empty(store.epoch());
     state.apply(snapshot.revision, changes.collect())?;
-    match state.mesh {
-        Some(mesh) => Ok(mesh.value.clone()),
-        None => Err(StateError::NoMesh.into()),
-    }
+    Ok(state)
 }
 
 fn check(settings: &MeshSettings) -> Result<(), Refusal> {

@@ -183,6 +183,16 @@ impl Registry {
         .await
     }
 
+    /// Puts into the audit log that two processes use the identity of `node`.
+    pub(crate) async fn report_clone(&self, node: NodeId, remotes: [IpAddr; 2]) -> Result<(), Refusal> {
+        self.change(&Caller::coordinator(), |_, _| {
+            let new = Some(serde_json::json!({ "remotes": remotes }));
+            let entry = Entry { action: "node.cloned", object: node.to_string(), old: None, new };
+            Ok(Plan::Commit { transaction: Transaction::default(), entry, answer: () })
+        })
+        .await
+    }
+
     fn sign_node(&self, state: &State, key: &RequesterKey, id: NodeId, now: UnixTime) -> Result<IssuedNode, Refusal> {
         let lifetime = Duration::from_secs(u64::from(state.settings()?.node_certificate_lifetime));
         self.authority().issue_node(key, id, lifetime, now)

@@ -15,6 +15,7 @@ use crate::state::records::{Instance, MeshSettings};
 use crate::store::{Options, Seams, SledStore};
 
 mod policy;
+mod roots;
 
 const START: UnixTime = UnixTime(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -86,7 +87,8 @@ impl Mesh {
         let _ = following.await;
         drop(registry);
         let store = SledStore::open(options(&directory), Seams::default()).expect("store");
-        let authority = Authority::open(&directory.path().join("ca"), &parameters(), now).expect("ca");
+        let trust = super::read_trust(&store).await.expect("trust");
+        let authority = Authority::open(&directory.path().join("ca"), &parameters(), trust.as_ref(), now).expect("ca");
         Self::over(directory, store, authority, now).await
     }
 

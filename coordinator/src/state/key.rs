@@ -12,6 +12,7 @@ use super::StateError;
 /// Prefixes that [`super::State`] loads, in an order in which every record finds what it refers to.
 pub(crate) const PREFIXES: &[&str] = &[
     "mesh",
+    "trust",
     "token/",
     "admin-token/",
     "node/",
@@ -49,6 +50,8 @@ pub struct KeyName {
 pub enum Key {
     /// `mesh`
     Mesh,
+    /// `trust`
+    Trust,
     /// `token/<id>`
     Token(JoinTokenId),
     /// `admin-token/<id>`
@@ -77,6 +80,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mesh => f.write_str("mesh"),
+            Self::Trust => f.write_str("trust"),
             Self::Token(id) => write!(f, "token/{id}"),
             Self::AdminToken(id) => write!(f, "admin-token/{id}"),
             Self::Node(id) => write!(f, "node/{id}"),
@@ -114,6 +118,7 @@ impl Key {
     fn parse_own(text: &str) -> Option<Self> {
         match text {
             "mesh" => return Some(Self::Mesh),
+            "trust" => return Some(Self::Trust),
             "policy/head" => return Some(Self::PolicyHead),
             _ => {}
         }
@@ -159,6 +164,7 @@ mod tests {
     fn every_key_reads_back() {
         let keys = [
             Key::Mesh,
+            Key::Trust,
             Key::Token(JoinTokenId::from_bytes([1; 8])),
             Key::AdminToken("ab".into()),
             Key::Node(NodeId::from_bytes([2; 16])),

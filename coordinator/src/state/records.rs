@@ -15,6 +15,8 @@ use warren_proto::peer_map::{Revocation, RevocationSet, Subject};
 use warren_proto::policy::{Kind, PolicyObject};
 use warren_proto::{InstanceId, NodeId, Overlay, OverlayAddresses, SpiffeId, TrustDomain, UnixTime, WorkloadName};
 
+pub use crate::ca::rotation::{TrustRoots, TrustedRoot};
+
 /// A type that is kept under a key of its own.
 pub trait Record: Serialize + DeserializeOwned {
     /// Raised when an older coordinator could no longer read what is written.
@@ -27,6 +29,7 @@ macro_rules! records {
 
 records!(
     MeshSettings,
+    TrustRoots,
     JoinTokenRecord,
     AdminToken,
     Node,

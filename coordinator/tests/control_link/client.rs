@@ -260,6 +260,7 @@ impl Node {
             clock_unix_ms: self.now.0 * 1000,
             reader: READER_VERSION,
             software: "test/1".to_owned(),
+            process: Vec::new(),
         }
     }
 }

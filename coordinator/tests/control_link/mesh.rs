@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use warren_coordinator::ca::{Authority, CaParameters};
 use warren_coordinator::clock::{Source, WallClock};
 use warren_coordinator::distribution::{LinkSettings, Links, Listener};
-use warren_coordinator::registry::{Applied, Caller, NewJoinToken, PolicyRefused, Registry, Submission};
+use warren_coordinator::registry::{Applied, Caller, NewJoinToken, PolicyRefused, Registry, Submission, read_trust};
 use warren_coordinator::state::records::MeshSettings;
 use warren_coordinator::store::{Options, Seams, SledStore};
 use warren_proto::join_token::JoinToken;
@@ -148,7 +148,8 @@ impl Mesh {
         let _ = following.await;
         drop((registry, links));
         let store = SledStore::open(options(&directory), Seams::default()).unwrap();
-        let authority = Authority::open(&directory.path().join("ca"), &parameters(), now).unwrap();
+        let trust = read_trust(&store).await.unwrap();
+        let authority = Authority::open(&directory.path().join("ca"), &parameters(), trust.as_ref(), now).unwrap();
         Self::over(directory, store, authority, now).await
     }
 

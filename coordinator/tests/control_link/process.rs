@@ -107,7 +107,7 @@ async fn prepare(directory: &Path, listen: SocketAddr) -> (Target, JoinToken) {
         coordinator: "coordinator".to_owned(),
         overlay: settings.overlay,
     };
-    let authority = Authority::open(&directory.join("ca"), &parameters, clock.now()).unwrap();
+    let authority = Authority::open(&directory.join("ca"), &parameters, None, clock.now()).unwrap();
     let target = Target { address: listen, bundle: authority.bundle().clone(), now: clock.now() };
     let registry = Registry::open(Arc::new(store), authority, Arc::new(clock), vec![listen.to_string()]).await.unwrap();
     let following = {

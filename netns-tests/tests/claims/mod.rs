@@ -23,6 +23,8 @@ mod lab_itself;
 mod outage;
 mod path_mtu;
 mod spoofing;
+mod revocations;
+mod roots;
 mod strangers;
 mod tutorial;
 
@@ -43,6 +45,8 @@ pub(crate) fn all() -> Vec<Trial> {
         path_mtu::trials(),
         faults::trials(),
         forged::trials(),
+        revocations::trials(),
+        roots::trials(),
         tutorial::trials(),
     ]
     .into_iter()

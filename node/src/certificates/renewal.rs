@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
-use warren_proto::certificate::{Capabilities, TunnelCertificate};
+use warren_proto::certificate::{CLOCK_SKEW, Capabilities, TunnelCertificate};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{TrustBundle, UnixTime, WorkloadName};
 
@@ -55,15 +55,30 @@ pub struct Renewal {
 struct Due {
     at: UnixTime,
     failures: u32,
+    /// When the present certificate was issued; `None` without one.
+    issued: Option<UnixTime>,
+    /// The word to renew early that was taken already.
+    hastened: UnixTime,
 }
 
 impl Due {
     fn now() -> Self {
-        Self { at: UnixTime(0), failures: 0 }
+        Self { at: UnixTime(0), failures: 0, issued: None, hastened: UnixTime(0) }
     }
 
     fn at(validity: Validity) -> Self {
-        Self { at: validity.renew_at(rand::random()), failures: 0 }
+        let issued = validity.not_before.plus(CLOCK_SKEW);
+        Self { at: validity.renew_at(rand::random()), failures: 0, issued: Some(issued), hastened: UnixTime(0) }
+    }
+
+    /// The coordinator says that whatever was issued until `before` is to be renewed now. All nodes hear it at once, so
+    /// each waits a part of `spread`, which `random` in `0.0..1.0` draws.
+    fn hasten(&mut self, before: UnixTime, spread: Duration, random: f64, now: UnixTime) {
+        if self.hastened >= before || self.issued.is_none_or(|issued| issued > before) {
+            return;
+        }
+        self.hastened = before;
+        self.at = self.at.min(now.plus(spread.mul_f64(random.clamp(0.0, 1.0))));
     }
 
     fn failed(&mut self, now: UnixTime) {
@@ -83,7 +98,17 @@ impl Renewal {
         let stop = self.stop.clone();
         loop {
             let now = self.clock.now().unix;
-            let up = matches!(*self.link.borrow_and_update(), LinkState::Up { .. });
+            let roots = bundle.borrow_and_update().clone();
+            // Again with every round: one that could not be written is written as soon as it can be.
+            self.keep_bundle(&roots).await;
+            let spread = match &*self.link.borrow_and_update() {
+                LinkState::Up { spread, .. } => Some(*spread),
+                LinkState::Down { .. } => None,
+            };
+            let up = spread.is_some();
+            for due in [&mut tunnel, &mut node] {
+                due.hasten(roots.renew_before(), spread.unwrap_or_default(), rand::random(), now);
+            }
             if up && tunnel.at <= now {
                 match self.renew_tunnel().await {
                     Ok(validity) => tunnel = Due::at(validity),
@@ -128,8 +153,6 @@ impl Renewal {
                     if changed.is_err() {
                         return;
                     }
-                    let bundle = bundle.borrow_and_update().clone();
-                    self.keep_bundle(&bundle).await;
                 }
                 () = stop.stopped() => return,
             }
@@ -180,19 +203,24 @@ impl Renewal {
     }
 
     /// The roots have changed: the next start must trust the new ones.
+    ///
+    /// Only then is the update acknowledged that brought them: what this node says that it trusts, it trusts after a crash.
     async fn keep_bundle(&mut self, bundle: &TrustBundle) {
         let held = self.identity.borrow().clone();
         let stored = StoredBundle::from(bundle);
         if held.bundle == stored {
-            return;
+            return self.mesh.bundle_kept(bundle.sequence()).await;
         }
         let identity = Arc::new(NodeIdentity { bundle: stored, ..NodeIdentity::clone(&held) });
         let stored = identity.clone();
         match self.keep(move |store| store.save_node(&stored)).await {
-            Ok(()) => info!(sequence = bundle.sequence(), "trust bundle stored"),
+            Ok(()) => {
+                info!(sequence = bundle.sequence(), "trust bundle stored");
+                self.identity.send_replace(identity);
+                self.mesh.bundle_kept(bundle.sequence()).await;
+            }
             Err(failure) => error!(next = failure.hint, "the trust bundle is not stored: {failure}"),
         }
-        self.identity.send_replace(identity);
     }
 
     /// Writes to the key store where no other task waits for the disk.
@@ -264,6 +292,30 @@ fn newest(instance: &Instance) -> Option<Validity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_that_is_to_be_replaced_is_renewed_within_the_spread_and_a_younger_one_is_left() {
+        let (now, spread) = (UnixTime(10_000), Duration::from_secs(60));
+        let issued_at = |issued: u64| {
+            let not_before = UnixTime(issued).minus(CLOCK_SKEW);
+            Due::at(Validity { not_before, not_after: UnixTime(issued + 86_400) })
+        };
+        let mut old = issued_at(9_000);
+        old.hasten(UnixTime(9_000), spread, 0.5, now);
+        assert_eq!(old.at, UnixTime(10_030));
+        old.at = UnixTime(20_000);
+        old.hasten(UnixTime(9_000), spread, 0.5, now);
+        assert_eq!(old.at, UnixTime(20_000), "a word counts once: a failed try keeps its growing wait");
+        old.hasten(UnixTime(9_500), spread, 0.0, now);
+        assert_eq!(old.at, now, "a later word counts again");
+        let mut young = issued_at(9_001);
+        let due = young.at;
+        young.hasten(UnixTime(9_000), spread, 0.5, now);
+        assert_eq!(young.at, due);
+        let mut none = Due::now();
+        none.hasten(UnixTime(9_000), spread, 0.5, now);
+        assert_eq!(none.at, UnixTime(0), "one that is wanted at once is not put off");
+    }
 
     #[test]
     fn the_only_identity_is_taken_and_several_must_be_named() {

@@ -2,6 +2,7 @@
 
 mod administrators;
 mod audit;
+mod ca;
 mod connection;
 mod nodes;
 mod policy;
@@ -36,6 +37,8 @@ pub(super) enum Command {
     Revocation(revocations::Arguments),
     /// The log of every change and issuance [coordinator]
     Audit(audit::Arguments),
+    /// The certificate authority: its roots and their replacement [coordinator]
+    Ca(ca::Arguments),
     /// Administrators' own tokens [coordinator]
     Admin(administrators::Arguments),
 }
@@ -50,6 +53,7 @@ pub(super) fn run(command: Command, context: &Context) -> Outcome {
         Command::Service(arguments) => workloads::run_services(arguments, context),
         Command::Revocation(arguments) => revocations::run(arguments, context),
         Command::Audit(arguments) => audit::run(arguments, context),
+        Command::Ca(arguments) => ca::run(arguments, context),
         Command::Admin(arguments) => administrators::run(arguments, context),
     }
 }

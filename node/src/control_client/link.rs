@@ -36,14 +36,14 @@ pub struct Link {
 impl Link {
     /// Tries each address in turn and takes the first that answers with an acceptable certificate.
     pub async fn connect(addresses: &[String], tls: ClientTls) -> Result<Self, Refusal> {
-        let ClientTls { config, refused } = tls;
+        let ClientTls { config, server_name, refused } = tls;
         let crypto = QuicClientConfig::try_from(config)
             .map_err(|error| Refusal::new(Reason::Internal, format!("QUIC configuration: {error}")))?;
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
         client.transport_config(Arc::new(transport()));
         let mut failures = Vec::new();
         for address in addresses {
-            match dial(address, &client).await {
+            match dial(address, &client, &server_name).await {
                 Ok((connection, endpoint)) => return Ok(Self { connection, endpoint, address: address.clone() }),
                 Err(text) => {
                     // A certificate that was refused is the answer; other addresses would only hide it.
@@ -95,14 +95,18 @@ impl Link {
     }
 }
 
-async fn dial(address: &str, client: &quinn::ClientConfig) -> Result<(quinn::Connection, Endpoint), String> {
+async fn dial(
+    address: &str,
+    client: &quinn::ClientConfig,
+    server_name: &str,
+) -> Result<(quinn::Connection, Endpoint), String> {
     let resolved = timeout(CONNECT, tokio::net::lookup_host(address))
         .await
         .map_err(|_| "its name was not resolved in time".to_owned())?
         .map_err(|error| format!("its name does not resolve: {error}"))?;
     let mut last = "its name has no address".to_owned();
     for target in resolved {
-        match dial_one(target, client).await {
+        match dial_one(target, client, server_name).await {
             Ok(connected) => return Ok(connected),
             Err(text) => last = text,
         }
@@ -110,14 +114,17 @@ async fn dial(address: &str, client: &quinn::ClientConfig) -> Result<(quinn::Con
     Err(last)
 }
 
-async fn dial_one(target: SocketAddr, client: &quinn::ClientConfig) -> Result<(quinn::Connection, Endpoint), String> {
+async fn dial_one(
+    target: SocketAddr,
+    client: &quinn::ClientConfig,
+    server_name: &str,
+) -> Result<(quinn::Connection, Endpoint), String> {
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let endpoint = Endpoint::client((any, 0).into()).map_err(|error| format!("no UDP socket: {error}"))?;
-    let connecting =
-        endpoint.connect_with(client.clone(), target, "coordinator.warren").map_err(|error| error.to_string())?;
+    let connecting = endpoint.connect_with(client.clone(), target, server_name).map_err(|error| error.to_string())?;
     match timeout(CONNECT, connecting).await {
         Ok(Ok(connection)) => Ok((connection, endpoint)),
         Ok(Err(error)) => Err(lost(&error).detail),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::stop::Stop;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
+use warren_proto::certificate::CLOCK_SKEW;
 use warren_proto::codec::{MAX_CONTROL_FRAME, MAX_NODE_FRAME};
 use warren_proto::peer_map::{Generation, MAX_SCOPE_BYTES};
 use warren_proto::reason::{Reason, Refusal};
@@ -57,6 +58,8 @@ pub enum LinkState {
         coordinator: String,
         /// Identities this node may hold, as the coordinator says.
         workloads: Vec<String>,
+        /// Over how long nodes are to spread what they all do at once, as the coordinator says.
+        spread: Duration,
     },
 }
 
@@ -86,6 +89,8 @@ pub struct Control {
     pub wanted: mpsc::Receiver<Wanted>,
     /// How the link is doing.
     pub state: watch::Sender<LinkState>,
+    /// Random, of this process: by it the coordinator tells a restart from a copy.
+    pub process: [u8; 16],
     /// Ends it.
     pub stop: Stop,
 }
@@ -149,7 +154,9 @@ impl Control {
         let identity = self.identity.borrow_and_update().clone();
         let bundle = self.mesh.bundle().borrow().clone();
         let tls = ClientTls::control(Trust::Bundle(bundle), self.clock.clone(), &identity.chain, &identity.key)?;
-        let only_renews = issue::node_validity(&identity.chain)?.1 <= self.clock.now().unix;
+        let (not_before, not_after) = issue::node_validity(&identity.chain)?;
+        let only_renews = not_after <= self.clock.now().unix;
+        let issued_at = not_before.plus(CLOCK_SKEW);
         let addresses = if self.addresses.is_empty() { &identity.coordinators } else { &self.addresses };
         let link = Arc::new(Link::connect(addresses, tls).await?);
         let mut frames = link.open(MAX_CONTROL_FRAME).await?;
@@ -170,6 +177,7 @@ impl Control {
             since: self.clock.now().unix,
             coordinator: link.address.clone(),
             workloads: welcome.workloads,
+            spread: Duration::from_millis(welcome.reconnect_window_ms.into()),
         });
         self.report(&link, &mut frames.send).await?;
 
@@ -207,8 +215,10 @@ impl Control {
                 changed = self.identity.changed() => {
                     changed.map_err(|_| Refusal::new(Reason::ShuttingDown, "the node is stopping"))?;
                     // Over a link that was made with an ended certificate nothing is told, whatever was renewed since.
-                    if only_renews && self.identity.borrow_and_update().chain != identity.chain {
-                        let detail = "this link's certificate had ended and is renewed: the next link uses the new one";
+                    // And the coordinator must see that this node has what it was to renew before the rest is taken away.
+                    let replaced = issued_at <= self.mesh.bundle().borrow().renew_before();
+                    if (only_renews || replaced) && self.identity.borrow_and_update().chain != identity.chain {
+                        let detail = "this link's certificate is renewed: the next link uses the new one";
                         return Err(Refusal::new(Reason::CertificateEnded, detail));
                     }
                 }
@@ -229,6 +239,7 @@ impl Control {
             clock_unix_ms: self.clock.now().unix.0.saturating_mul(1000),
             reader: READER_VERSION,
             software: concat!("warren/", env!("CARGO_PKG_VERSION")).to_owned(),
+            process: self.process.to_vec(),
         }
     }
 

@@ -12,8 +12,9 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use sha2::{Digest, Sha256};
 use warren_proto::certificate::{Chain, CoordinatorCertificate};
 use warren_proto::control_trust::verify_coordinator;
+use warren_proto::peer_map::object_digest;
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{ALPN_CONTROL, ALPN_ENROL, TrustBundle};
+use warren_proto::{ALPN_CONTROL, ALPN_ENROL, TrustBundle, root_hint};
 
 use crate::certificates::key_store::{self, SigningKey};
 use crate::clock::Clock;
@@ -25,6 +26,18 @@ pub enum Trust {
     Pinned([u8; 32]),
     /// Afterwards: the roots this node holds.
     Bundle(TrustBundle),
+}
+
+impl Trust {
+    fn server_name(&self) -> String {
+        match self {
+            Self::Pinned(root_sha256) => root_hint::server_name([root_sha256]),
+            Self::Bundle(bundle) => {
+                let roots: Vec<_> = bundle.roots().map(|root| object_digest(root.der())).collect();
+                root_hint::server_name(&roots)
+            }
+        }
+    }
 }
 
 /// The provider with the one key exchange that the control link speaks.
@@ -41,6 +54,8 @@ pub fn provider() -> Arc<CryptoProvider> {
 pub struct ClientTls {
     /// For quinn.
     pub config: ClientConfig,
+    /// The TLS server name: which roots this side can verify by, see [`root_hint`].
+    pub server_name: String,
     /// Why the coordinator's certificate was refused, if it was.
     pub refused: Arc<Mutex<Option<Refusal>>>,
 }
@@ -74,6 +89,7 @@ impl ClientTls {
     ) -> Result<Self, Refusal> {
         let failed = |error: rustls::Error| Refusal::new(Reason::Internal, format!("TLS configuration: {error}"));
         let provider = provider();
+        let server_name = trust.server_name();
         let refused = Arc::new(Mutex::new(None));
         let verifier = Verifier { trust, clock, provider: provider.clone(), refused: refused.clone() };
         let builder = ClientConfig::builder_with_provider(provider)
@@ -88,8 +104,7 @@ impl ClientTls {
         config.alpn_protocols = vec![protocol.to_vec()];
         // A resumed session would skip the certificate's verification; a revoked coordinator must not.
         config.resumption = Resumption::disabled();
-        config.enable_sni = false;
-        Ok(Self { config, refused })
+        Ok(Self { config, server_name, refused })
     }
 }
 

@@ -22,6 +22,7 @@ pub(super) enum Command {
     Instance(Box<Instance>),
     Attach(Engine),
     EngineApplied(u64),
+    BundleKept(u64),
     Turns(oneshot::Sender<()>),
 }
 
@@ -65,6 +66,11 @@ impl MeshHandle {
     /// The engine reports that all workers judge by this generation.
     pub async fn engine_applied(&self, generation: u64) {
         self.send(Command::EngineApplied(generation)).await;
+    }
+
+    /// The trust bundle of this sequence is on disk where the next start looks for it.
+    pub async fn bundle_kept(&self, sequence: u64) {
+        self.send(Command::BundleKept(sequence)).await;
     }
 
     /// Whether the owner still works through its orders.

@@ -554,3 +554,26 @@ fn hints_that_point_at_this_host_or_at_everyone_are_left_out() {
     let view = handle.view().borrow().clone().expect("known");
     assert!(view.endpoints.contains_key(&instance), "a restart knows where to dial");
 }
+
+#[test]
+fn roots_that_the_next_start_would_not_find_are_not_acknowledged() {
+    use prost::Message;
+    let rig = Rig::new();
+    let (mut mesh, handle) = rig.open();
+    let second = TestMesh::new();
+    let roots = [rig.mesh.root_der(), second.root_der()];
+    let bundle = TrustBundle::new(rig.mesh.trust_domain(), 2, roots).expect("bundle");
+    let mut scope = rig.scope();
+    let key = ObjectKey { kind: ObjectKind::TrustBundle, name: String::new() };
+    scope.objects.get_mut(&key).expect("bundle").content = bundle.to_wire().encode_to_vec().into();
+    let (answer, mut answered) = oneshot::channel();
+    mesh.handle(Command::Update(Box::new(rig.mesh.update(5, &scope)), answer));
+    assert!(answered.try_recv().is_err(), "the identity on disk knows the first root only");
+    assert!(handle.held().is_none(), "and a new link is told nothing else");
+    assert_eq!(handle.bundle().borrow().roots().count(), 2, "though both are trusted already");
+    mesh.handle(Command::BundleKept(1));
+    assert!(answered.try_recv().is_err());
+    mesh.handle(Command::BundleKept(2));
+    assert_eq!(answered.try_recv().expect("answered").expect("accepted").generation.revision, 5);
+    assert!(handle.held().is_some());
+}

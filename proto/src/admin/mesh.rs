@@ -210,11 +210,24 @@ pub struct Node {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// Two machines connect with its key: since this coordinator noticed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned: Option<ClonedNode>,
     /// Its link to this coordinator, when it is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<NodeLink>,
     /// What runs on it.
     pub instances: Vec<Instance>,
+}
+
+/// A node whose identity two processes use at the same time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClonedNode {
+    /// When it was noticed last.
+    pub at: Timestamp,
+    /// Where the two connect from.
+    pub remotes: Vec<String>,
 }
 
 /// A node's link.

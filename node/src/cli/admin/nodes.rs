@@ -175,6 +175,7 @@ async fn find(client: &mut AdminClient, wanted: &str) -> Result<Node, Failure> {
 fn state(node: &Node) -> String {
     match (&node.revoked_at, &node.link) {
         (Some(_), _) => "revoked".to_owned(),
+        _ if node.cloned.is_some() => "CLONED".to_owned(),
         (None, None) => "away".to_owned(),
         (None, Some(link)) if !link.refused.is_empty() => "refusing".to_owned(),
         (None, Some(link)) if link.acknowledged < link.told => "updating".to_owned(),
@@ -241,6 +242,10 @@ impl Present for Node {
         table.row(["certificate until", &self.certificate_expires_at.to_string()]);
         if let Some(revoked) = self.revoked_at {
             table.row(["revoked", &revoked.to_string()]);
+        }
+        if let Some(cloned) = &self.cloned {
+            let what = format!("two processes use its key, from {}; seen {}", cloned.remotes.join(" and "), cloned.at);
+            table.row(["CLONED", &what]);
         }
         if let Some(link) = &self.link {
             show_link(&mut table, link);
