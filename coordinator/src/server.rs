@@ -206,6 +206,8 @@ async fn maintain(registry: Arc<Registry>, clock: Arc<WallClock>, root_file: Pat
     };
     let (mut floor, mut sweep, mut renewal) = (every(CLOCK), every(SWEEP), every(RENEWAL));
     let mut authority = registry.authority_moved();
+    // A process that was killed may have left it behind.
+    keep_root_file(&registry, &root_file);
     loop {
         tokio::select! {
             _ = floor.tick() => {

@@ -48,6 +48,8 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 const DEBOUNCE_MOST: Duration = Duration::from_millis(200);
 /// A node that takes no frame, or acknowledges nothing, for so long is sent away.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a node whose certificate is revoked may take to hear of it.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// A node that must change before it can be served need not come back sooner.
 const UPGRADE: Duration = Duration::from_secs(60);
 /// Application error code of every close that carries a refusal.
@@ -365,7 +367,12 @@ impl Session {
                 Some(_) = issuances.join_next() => {}
                 () = self.attached.mark.woken() => {
                     // Also while an update awaits its acknowledgement: who is revoked may never give it.
-                    check_not_revoked(&self.shared.registry.state(), &self.trusted)?;
+                    if let Err(refusal) = check_not_revoked(&self.shared.registry.state(), &self.trusted) {
+                        if refusal.reason == Reason::Revoked {
+                            self.last_words(receive, connection.remote_address().ip()).await;
+                        }
+                        return Err(refusal);
+                    }
                     self.check_root()?;
                     self.check_in_date(self.shared.registry.now())?;
                     self.debounce();
@@ -385,6 +392,30 @@ impl Session {
                     return Err(refusal);
                 }
             }
+        }
+    }
+
+    /// The node's own certificate is revoked with its issuer, and its peers' with it: it must hear of that before it loses
+    /// its link, or it would go on trusting them. Whoever takes no part is not waited for.
+    async fn last_words(&mut self, receive: &mut Receiver, remote: IpAddr) {
+        let told = async {
+            let mut sent = false;
+            loop {
+                if self.in_flight.is_none() && !sent {
+                    self.flush().await?;
+                    sent = true;
+                }
+                if self.in_flight.is_none() {
+                    return Ok::<_, Refusal>(());
+                }
+                match receive.next::<wire::NodeFrame>().await? {
+                    Some(frame) => self.handle(frame, remote).await?,
+                    None => return Ok(()),
+                }
+            }
+        };
+        if !matches!(timeout(LAST_WORDS, told).await, Ok(Ok(()))) {
+            tracing::info!(node = %self.requester.node, "a node did not take the revocation that ends its link");
         }
     }
 

@@ -122,7 +122,7 @@ fn rotation() -> Result<()> {
     late.cli(&[OsStr::new("enrol"), OsStr::new("--token-file"), token_of_the_first.as_os_str()])?.expect(0)?;
     let mut late = late;
     late.start()?;
-    must_answer(&late, bank.at(8080)?)?;
+    wait_until_allowed(&late, &bank)?;
 
     let retired = rotate(&mesh, &["retire", "--wait", "120s", "--yes"])?;
     let roots = retired["roots"].as_array().context("roots")?;
@@ -162,7 +162,7 @@ fn away() -> Result<()> {
     rotate(&mesh, &["activate", "--force", "--yes"])?;
     // The coordinator still shows it the root that it knows, and from there it learns the other.
     late.start()?;
-    must_answer(&late, bank.at(8080)?)?;
+    wait_until_allowed(&late, &bank)?;
     let retired = rotate(&mesh, &["retire", "--wait", "120s", "--yes"])?;
     ensure!(retired["roots"].as_array().is_some_and(|roots| roots.len() == 1), "{retired}");
     must_answer(&late, bank.at(8080)?)?;
