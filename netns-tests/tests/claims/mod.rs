@@ -22,9 +22,9 @@ mod ingress;
 mod lab_itself;
 mod outage;
 mod path_mtu;
-mod spoofing;
 mod revocations;
 mod roots;
+mod spoofing;
 mod strangers;
 mod tutorial;
 
