@@ -39,16 +39,16 @@ use warren_proto::Reason;
 
 use engine_loop::{Acknowledgements, EngineLoop, ToEngine};
 use io::{InnerIo, OuterIo};
-use mailbox::Mailbox;
+use mailbox::{Limits, Mailbox};
 use worker_loop::{Wiring, WorkerLoop};
 
 /// Tells the time; called once per batch from every thread of the data plane.
 pub type TimeSource = Arc<dyn Fn() -> Now + Send + Sync>;
 
-/// What a worker may have waiting from others: a burst of one receive batch from each of several neighbours.
-const WORKER_MAILBOX: usize = 512;
-/// What the engine may have waiting: handshakes of a few hundred peers that start at once.
-const ENGINE_MAILBOX: usize = 4096;
+/// What a worker may have waiting from others: a few receive batches, of one session one.
+const WORKER_MAILBOX: Limits = Limits { known: 2048, strange: 0, share: 4 };
+/// What the engine may have waiting: the first packets to a few hundred peers, and the initiations of as many.
+const ENGINE_MAILBOX: Limits = Limits { known: 4096, strange: 2048, share: 16 };
 /// The wire format's own bytes around an inner packet: header, tag and padding.
 const OVERHEAD: usize = 16 + 16 + 16;
 /// Room for handshake messages and for peers whose devices have a larger MTU than ours.

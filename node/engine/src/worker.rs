@@ -256,6 +256,14 @@ impl Worker {
                 let short = datagram.len() < length;
                 return Err(if short { Reason::DatagramTooShort } else { Reason::DatagramTooLong });
             }
+            // An answer to a handshake of ours names its tunnel. Anybody can make up an initiation, nobody can guess this: only
+            // what is for a tunnel of ours waits beside what peers send.
+            if kind > 1 {
+                let receiver = word(datagram, if kind == 2 { 8 } else { 4 }).ok_or(Reason::DatagramTooShort)?;
+                if !matches!(self.tables.sessions.receiver(receiver), Some(Receiver::Handshake)) {
+                    return Err(Reason::UnknownReceiver);
+                }
+            }
             return outbox.push_datagram(source, datagram);
         }
         let (receiver, _) = transport_header(datagram)?;
@@ -283,6 +291,11 @@ impl Worker {
             },
         }
     }
+}
+
+/// The little-endian 32-bit field at `at`.
+fn word(datagram: &[u8], at: usize) -> Option<u32> {
+    datagram.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
 }
 
 /// The worker that owns the replay window of the session under a receiver index.

@@ -2,7 +2,7 @@
 //! daemon. It waits on its mailbox and on the engine's next timer.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use warren_engine::tables::{LocalIndex, PeerIndex, Shared, Tables};
 use warren_proto::Reason;
 
 use super::io::OuterIo;
+use super::mailbox::{Lane, Mail};
 use super::worker_loop::{ToWorker, Wiring, reason};
 use super::{DataPlaneEvent, Status};
 
@@ -41,6 +42,43 @@ pub(super) enum ToEngine {
     Lost { what: &'static str, error: String },
     /// The end.
     Stop,
+}
+
+impl Mail for ToEngine {
+    /// A peer by its number, a handshake tunnel by its prefix, a stranger by its address.
+    type Sender = (u8, IpAddr);
+
+    fn sender(&self) -> (Lane, Self::Sender) {
+        let known = |kind, number: u32| (Lane::Known, (kind, IpAddr::from(number.to_be_bytes())));
+        match self {
+            Self::Datagram(from, datagram) => match tunnel_of(datagram) {
+                Some(prefix) => known(1, prefix),
+                None => (Lane::Strange, (2, network(from.ip()))),
+            },
+            Self::Unsent(_, peer, _) => known(3, peer.0),
+            _ => known(0, 0),
+        }
+    }
+}
+
+/// The prefix of the handshake tunnel that a message is for; none for an initiation, which anybody can make up. Workers
+/// hand up the other kinds only where the receiver index is one of ours.
+fn tunnel_of(message: &[u8]) -> Option<u32> {
+    let at = match message.first()? {
+        2 => 8,
+        3 | 4 => 4,
+        _ => return None,
+    };
+    let receiver = message.get(at..at + 4)?.try_into().ok()?;
+    Some(u32::from_le_bytes(receiver) >> 8)
+}
+
+/// What one sender can choose addresses from without asking anybody: an IPv4 address, an IPv6 /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => IpAddr::from((u128::from(address) & !u128::from(u64::MAX)).to_be_bytes()),
+    }
 }
 
 /// An acknowledgement that waits until everything judged earlier has left.
@@ -99,6 +137,7 @@ impl EngineLoop {
                 if ends {
                     return;
                 }
+                self.keep_time();
             }
             self.acknowledge();
         }
@@ -108,6 +147,11 @@ impl EngineLoop {
         let now = (self.wiring.time)();
         let until = self.engine.poll_timeout().map_or(LONGEST_WAIT, |at| at.saturating_sub(now.monotonic));
         self.wiring.engine.wait_and_take(&mut self.inbox, until.min(LONGEST_WAIT));
+        self.keep_time();
+    }
+
+    /// Does what has become due. Asked between items too: a turn full of handshakes takes longer than a retry may wait.
+    fn keep_time(&mut self) {
         let now = (self.wiring.time)();
         if self.engine.poll_timeout().is_some_and(|at| at <= now.monotonic) {
             self.engine.handle_timeout(now);

@@ -22,7 +22,7 @@ use warren_proto::Reason;
 
 use super::engine_loop::ToEngine;
 use super::io::{InnerIo, OuterIo, ReceiveBatch, Received, SendRefusal};
-use super::mailbox::Mailbox;
+use super::mailbox::{Lane, Mail, Mailbox};
 use super::{DataPlaneEvent, TimeSource};
 
 /// Datagrams, and packets, per turn: the latency of one direction under load of the other.
@@ -47,6 +47,23 @@ pub(super) enum ToWorker {
     Plain(PlainPacket),
     /// Connections to reset at both ends.
     Cut(Vec<CutFlow>),
+}
+
+impl Mail for ToWorker {
+    /// A session by its receiver index, a plain peer by its number.
+    type Sender = u64;
+
+    fn sender(&self) -> (Lane, u64) {
+        let sender = match self {
+            Self::Datagram(_, datagram) => {
+                let receiver = datagram.get(4..8).and_then(|bytes| bytes.try_into().ok());
+                u64::from(receiver.map_or(0, u32::from_le_bytes))
+            }
+            Self::Plain(packet) => 1 << 32 | u64::from(packet.peer.0),
+            Self::Cut(_) => 2 << 32,
+        };
+        (Lane::Known, sender)
+    }
 }
 
 /// What all threads share.
