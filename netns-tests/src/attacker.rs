@@ -76,6 +76,18 @@ pub fn dial(from: &Host, to: SocketAddr, key: &Key, responder: [u8; 32], wait: D
     Ok(None)
 }
 
+/// Correct handshake initiations to `responder`, each freshly made.
+pub fn initiations(key: &Key, responder: [u8; 32], count: usize) -> Result<Vec<Vec<u8>>> {
+    let mut tunnel = Tunn::new(key.0.clone(), PublicKey::from(responder), None, None, 7, None);
+    let mut message = [0; 256];
+    (0..count)
+        .map(|_| match tunnel.format_handshake_initiation(&mut message, true) {
+            TunnResult::WriteToNetwork(initiation) => Ok(initiation.to_vec()),
+            _ => Err(anyhow!("no handshake initiation was made")),
+        })
+        .collect()
+}
+
 /// Sends any datagram and gives what comes back within `wait`.
 pub fn send(from: &Host, to: SocketAddr, datagram: &[u8], wait: Duration) -> Result<Option<Vec<u8>>> {
     let socket = from.namespace.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;

@@ -14,3 +14,4 @@ pub mod lab;
 pub mod mesh;
 pub mod namespace;
 pub mod processes;
+pub mod variant;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::host::Host;
 use crate::lab::Lab;
 use crate::processes::{Process, binary, eventually};
+use crate::variant;
 
 /// The trust domain of every lab.
 pub const DOMAIN: &str = "bank.example";
@@ -252,8 +253,10 @@ impl Node {
         self.host.directory.join("state")
     }
 
+    /// Its configuration, and the variant that the whole run is held in; whoever runs tests has had that checked.
     fn environment(&self) -> Vec<(&'static str, OsString)> {
-        let mut all = self.more_environment.clone();
+        let mut all = variant::environment().unwrap_or_default();
+        all.extend(self.more_environment.iter().cloned());
         all.push(("WARREN_CONFIG", self.config().into()));
         all
     }

@@ -18,6 +18,7 @@ fn main() -> Result<()> {
     if arguments.list {
         libtest_mimic::run(&arguments, claims::all()).exit();
     }
+    warren_netns_tests::variant::environment()?;
     if env::var_os("WARREN_BIN_DIR").is_none() {
         build_binaries()?;
     }

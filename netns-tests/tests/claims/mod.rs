@@ -15,6 +15,7 @@ mod change;
 mod clocks;
 mod control;
 mod enrol;
+mod fairness;
 mod faults;
 mod forged;
 mod guard;
@@ -44,6 +45,7 @@ pub(crate) fn all() -> Vec<Trial> {
         outage::trials(),
         path_mtu::trials(),
         faults::trials(),
+        fairness::trials(),
         forged::trials(),
         revocations::trials(),
         roots::trials(),

@@ -35,7 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Where a node listens and with which key, as its own `status` says.
-fn target(node: &Node) -> Result<(std::net::SocketAddr, [u8; 32])> {
+pub(crate) fn target(node: &Node) -> Result<(std::net::SocketAddr, [u8; 32])> {
     let status = node.say(&["status", "-o", "json"])?.expect(0)?.json()?;
     let key = status["instances"][0]["tunnelKey"].as_str().context("no tunnel key in status")?;
     let port = u16::try_from(status["tunnelPort"].as_u64().context("no tunnel port in status")?)?;
