@@ -52,6 +52,8 @@ pub struct Tunnel {
     pub workers: u16,
     /// Addresses to report to peers; empty for every address of the host.
     pub addresses: Vec<IpAddr>,
+    /// What its certificates say of the suites it wants.
+    pub suite: SuiteChoice,
     /// Offloads that may be used where the kernel has them.
     pub offload: Switches,
 }
@@ -63,6 +65,15 @@ pub struct Log {
     pub level: String,
     /// How lines are written.
     pub format: LogFormat,
+}
+
+/// Which cipher suite the node asks for. The choice goes into its certificates, so it is never negotiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SuiteChoice {
+    /// AES-256-GCM with every peer where both processors have AES instructions.
+    Auto,
+    /// ChaCha20-Poly1305 with every peer: the node's certificates do not name AES.
+    ChaCha20Poly1305,
 }
 
 /// How log lines are written.
@@ -87,6 +98,7 @@ impl Default for Config {
                 mtu: 1420,
                 workers: 0,
                 addresses: Vec::new(),
+                suite: SuiteChoice::Auto,
                 offload: Switches::ON,
             },
             control_addresses: Vec::new(),
@@ -115,6 +127,7 @@ struct TunnelDocument {
     mtu: Option<u64>,
     workers: Option<u64>,
     addresses: Option<Vec<String>>,
+    suite: Option<String>,
     offload: OffloadDocument,
 }
 
@@ -148,7 +161,7 @@ struct Key {
     set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
-const KEYS: [Key; 15] = [
+const KEYS: [Key; 16] = [
     Key {
         name: "state_dir",
         variable: "WARREN_STATE_DIR",
@@ -207,6 +220,22 @@ const KEYS: [Key; 15] = [
                 .map(|item| item.parse().map_err(|_| format!("{item:?} is not an IP address without port")))
                 .collect::<Result<_, _>>()
                 .map(|addresses| c.tunnel.addresses = addresses)
+        },
+    },
+    Key {
+        name: "tunnel.suite",
+        variable: "WARREN_TUNNEL_SUITE",
+        show: |c| match c.tunnel.suite {
+            SuiteChoice::Auto => "auto".to_owned(),
+            SuiteChoice::ChaCha20Poly1305 => "chacha20-poly1305".to_owned(),
+        },
+        set: |c, text| {
+            c.tunnel.suite = match text {
+                "auto" => SuiteChoice::Auto,
+                "chacha20-poly1305" => SuiteChoice::ChaCha20Poly1305,
+                _ => return Err("not one of auto, chacha20-poly1305".to_owned()),
+            };
+            Ok(())
         },
     },
     Key {
@@ -287,6 +316,7 @@ impl Document {
             "tunnel.mtu" => numeric(self.tunnel.mtu),
             "tunnel.workers" => numeric(self.tunnel.workers),
             "tunnel.addresses" => several(&self.tunnel.addresses),
+            "tunnel.suite" => self.tunnel.suite.clone(),
             "tunnel.offload.tso" => boolean(self.tunnel.offload.tso),
             "tunnel.offload.uso" => boolean(self.tunnel.offload.uso),
             "tunnel.offload.gso" => boolean(self.tunnel.offload.gso),

@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use warren_proto::reason::{Reason, Refusal};
 
 use crate::certificates::key_store::KeyStore;
-use crate::certificates::renewal::Renewal;
+use crate::certificates::renewal::{Renewal, capabilities};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::control_client::session::{Control, Facts, LinkState};
@@ -131,6 +131,7 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
     let renewal = Renewal {
         state: state.clone(),
         workload: config.workload,
+        capabilities: capabilities(config.tunnel.suite),
         instance,
         identity,
         wanted,

@@ -27,6 +27,7 @@ mod revocations;
 mod roots;
 mod spoofing;
 mod strangers;
+mod suite;
 mod tutorial;
 
 /// Every claim.
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Trial> {
         ingress::trials(),
         strangers::trials(),
         spoofing::trials(),
+        suite::trials(),
         guard::trials(),
         change::trials(),
         clocks::trials(),

@@ -16,6 +16,7 @@ use warren_proto::{TrustBundle, UnixTime, WorkloadName};
 use super::key_store::{Instance, KeyStore, NodeIdentity, StoredBundle, TunnelIdentity};
 use super::rotator::{Validity, retry_after};
 use crate::clock::Clock;
+use crate::config::SuiteChoice;
 use crate::control_client::issue::{TunnelRequest, node_validity};
 use crate::control_client::session::{LinkState, Wanted};
 use crate::mesh::MeshHandle;
@@ -34,6 +35,8 @@ pub struct Renewal {
     pub state: Arc<StateDir>,
     /// The identity asked for in the configuration.
     pub workload: Option<WorkloadName>,
+    /// What this node's tunnel certificates are to say of it.
+    pub capabilities: Capabilities,
     /// This namespace's instance, from disk.
     pub instance: Option<Instance>,
     /// Who this node is.
@@ -90,7 +93,8 @@ impl Due {
 impl Renewal {
     /// Works until told to stop.
     pub async fn run(mut self) {
-        let mut tunnel = self.instance.as_ref().and_then(newest).map_or_else(Due::now, Due::at);
+        let held = self.instance.as_ref().filter(|instance| names(instance, self.capabilities)).and_then(newest);
+        let mut tunnel = held.map_or_else(Due::now, Due::at);
         let chain = self.identity.borrow().chain.clone();
         let mut node = node_validity(&chain)
             .map_or_else(|_| Due::now(), |(not_before, not_after)| Due::at(Validity { not_before, not_after }));
@@ -168,7 +172,7 @@ impl Renewal {
         let request = TunnelRequest {
             workload: workload.clone(),
             instance: self.instance.as_ref().map(|instance| instance.id),
-            capabilities: capabilities(),
+            capabilities: self.capabilities,
         };
         let (answer, receive) = oneshot::channel();
         let issued = self.ask(Wanted::Tunnel(request, answer), receive).await?;
@@ -269,15 +273,27 @@ fn choose(mut may_hold: Vec<WorkloadName>) -> Result<WorkloadName, Refusal> {
     }
 }
 
-/// What this host's processor and this build can do.
-fn capabilities() -> Capabilities {
+/// What this host's processor and this build can do, less what the configuration leaves unused.
+#[must_use]
+pub fn capabilities(suite: SuiteChoice) -> Capabilities {
     #[cfg(target_arch = "x86_64")]
     let aes = std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]
     let aes = std::arch::is_aarch64_feature_detected!("aes");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let aes = false;
-    if aes { Capabilities::ML_KEM.with(Capabilities::AES) } else { Capabilities::ML_KEM }
+    match suite {
+        SuiteChoice::Auto if aes => Capabilities::ML_KEM.with(Capabilities::AES),
+        SuiteChoice::Auto | SuiteChoice::ChaCha20Poly1305 => Capabilities::ML_KEM,
+    }
+}
+
+/// Whether the newest certificate says `capabilities` and nothing else: a configuration or a processor that changed
+/// while the node was down wants another.
+fn names(instance: &Instance, capabilities: Capabilities) -> bool {
+    let leaf = instance.identities.first().and_then(|identity| identity.chain.0.first());
+    leaf.and_then(|der| TunnelCertificate::parse(der).ok())
+        .is_some_and(|certificate| certificate.binding().capabilities == capabilities)
 }
 
 fn validity_of(identity: &TunnelIdentity) -> Option<Validity> {
@@ -315,6 +331,13 @@ mod tests {
         let mut none = Due::now();
         none.hasten(UnixTime(9_000), spread, 0.5, now);
         assert_eq!(none.at, UnixTime(0), "one that is wanted at once is not put off");
+    }
+
+    #[test]
+    fn a_node_told_to_use_chacha_does_not_claim_aes() {
+        let claimed = capabilities(SuiteChoice::ChaCha20Poly1305);
+        assert!(claimed.contains(Capabilities::ML_KEM) && !claimed.contains(Capabilities::AES), "{claimed:?}");
+        assert!(capabilities(SuiteChoice::Auto).contains(claimed));
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn a_wrong_value_is_refused_with_file_line_and_key() {
         ("workload: Web\n", "warren.yaml:1", "workload"),
         ("log:\n  level: info\n  format: xml\n", "warren.yaml:3", "log.format"),
         ("tunnel:\n  device: \"a/b\"\n", "warren.yaml:2", "tunnel.device"),
+        ("tunnel:\n  suite: aes-256-gcm\n", "warren.yaml:2", "tunnel.suite"),
         ("control:\n  addresses: [\"host\"]\n", "warren.yaml:2", "control.addresses"),
         ("tunnel:\n  addresses: [\"10.0.0.1:5\"]\n", "warren.yaml:2", "tunnel.addresses"),
     ] {
