@@ -1,7 +1,11 @@
-//! The benchmark's parts: loads that measure themselves, what the daemons cost meanwhile, the contenders, and
+//! The benchmark's parts: the wire, the contenders, loads that measure themselves, what the daemons cost meanwhile, and
 //! the table that results.
 
 pub mod contender;
 pub mod cost;
+mod ethtool;
+pub mod iperf;
+pub mod link;
 pub mod load;
 pub mod report;
+pub mod round_trips;

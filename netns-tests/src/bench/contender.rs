@@ -1,64 +1,90 @@
-//! Who is measured: a mesh of ours, the bare wire, or any WireGuard userspace program on the machine.
+//! Who is measured: a mesh of ours, the bare wire, or another userspace tunnel found on the machine.
 
-use std::ffi::OsString;
-use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use boringtun::x25519::{PublicKey, StaticSecret};
+use anyhow::{Context, Result};
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
+use serde_json::Value;
 
+use super::link::{self, Wire};
 use crate::host::{Host, device, netlink};
 use crate::lab::Lab;
 use crate::mesh::{Mesh, Node};
 use crate::processes::eventually;
 
-/// Two hosts and a way between them.
-#[derive(Debug)]
-pub enum Contender {
-    /// Our two nodes, identities and an allow list on.
-    Warren {
-        /// The coordinator, kept running.
-        mesh: Box<Mesh>,
-        /// Sends.
-        a: Box<Node>,
-        /// Receives.
-        b: Box<Node>,
-    },
-    /// The wire without a tunnel.
-    Raw {
-        /// The wire.
-        lab: Box<Lab>,
-        /// Sends.
-        a: Box<Host>,
-        /// Receives.
-        b: Box<Host>,
-    },
-    /// A WireGuard program at both ends.
-    WireGuard {
-        /// The wire.
-        lab: Box<Lab>,
-        /// Sends.
-        a: Box<Host>,
-        /// Receives.
-        b: Box<Host>,
-        /// Both daemons.
-        daemons: Vec<Daemon>,
-    },
+mod nebula;
+mod wireguard;
+
+/// Inner MTU of every tunnel.
+const MTU: u32 = 1420;
+
+/// How long nodes may take to have heard of each other.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The cipher of those contenders that have a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suite {
+    /// AES-256-GCM.
+    Aes,
+    /// ChaCha20-Poly1305.
+    ChaCha,
 }
 
-/// A WireGuard program that ends when the value goes.
+impl Suite {
+    /// As on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aes => "aes",
+            Self::ChaCha => "chacha",
+        }
+    }
+}
+
+/// Another tunnel: a name for the table, its program, and how it is run.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// In the table.
+    pub name: String,
+    /// Its daemon.
+    pub program: PathBuf,
+    /// Socket buffers to ask for in its configuration, in bytes, where it has such a setting (nebula).
+    pub buffers: Option<u32>,
+}
+
+/// Two hosts and a way between them.
 #[derive(Debug)]
-pub struct Daemon(Child);
+pub struct Contender {
+    way: Way,
+    daemons: Vec<Daemon>,
+    addresses: (IpAddr, IpAddr),
+}
+
+#[derive(Debug)]
+enum Way {
+    /// Our two nodes, identities and an allow list on. The coordinator must outlive them.
+    Warren { _mesh: Box<Mesh>, a: Box<Node>, b: Box<Node> },
+    /// Anything else.
+    Plain { _lab: Box<Lab>, a: Box<Host>, b: Box<Host> },
+}
+
+/// A program that ends when the value goes, and its socket with it, where it has one outside its lab.
+#[derive(Debug)]
+struct Daemon {
+    child: Child,
+    socket: Option<PathBuf>,
+}
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
     }
 }
 
@@ -85,135 +111,127 @@ allow: { load: { from: [bench/client], ports: [load] } }
 ";
 
 impl Contender {
-    /// Our mesh; `configuration` is added to both nodes' files.
-    pub fn warren(configuration: &str) -> Result<Self> {
+    /// Our mesh over `wire`; `configuration` is added to both nodes' files.
+    pub fn warren(wire: Wire, suite: Suite, configuration: &str) -> Result<Self> {
         let mut mesh = Mesh::new(&["--overlay-v4", "10.77.0.0/16"])?;
         mesh.try_apply(POLICY, &[])?.expect(0)?;
-        let mut start = |name: &str, workload: &str| -> Result<Box<Node>> {
-            let mut node = mesh.enrol(name, workload)?;
+        let (mut a, mut b) = (mesh.enrol("a", "bench/client")?, mesh.enrol("b", "bench/server")?);
+        link::join(&a.host, &b.host, wire)?;
+        for (node, address) in [&mut a, &mut b].into_iter().zip(link::ENDS) {
             node.configure(configuration)?;
+            // The control link takes the lab's bridge, the tunnel the wire that is measured.
+            let mut environment = vec![("WARREN_TUNNEL_ADDRESSES", address.to_string().into())];
+            if suite == Suite::ChaCha {
+                environment.push(("WARREN_TUNNEL_SUITE", "chacha20-poly1305".into()));
+            }
+            node.set_environment(environment);
             node.start()?;
-            Ok(Box::new(node))
+        }
+        for (node, other) in [(&a, link::ENDS[1]), (&b, link::ENDS[0])] {
+            eventually(
+                "the nodes have heard of each other",
+                PATIENCE,
+                || Ok(endpoints(node)?.contains(&other.into())),
+            )?;
+        }
+        let v4 = |node: &Node| -> Result<IpAddr> {
+            node.addresses()?.into_iter().find(IpAddr::is_ipv4).context("no IPv4 overlay address")
         };
-        let (a, b) = (start("a", "bench/client")?, start("b", "bench/server")?);
-        Ok(Self::Warren { mesh: Box::new(mesh), a, b })
+        let addresses = (v4(&a)?, v4(&b)?);
+        let way = Way::Warren { _mesh: Box::new(mesh), a: Box::new(a), b: Box::new(b) };
+        Ok(Self { way, daemons: Vec::new(), addresses })
     }
 
     /// The bare wire.
-    pub fn raw() -> Result<Self> {
-        let mut lab = Lab::new()?;
-        let (a, b) = (Box::new(lab.host("a")?), Box::new(lab.host("b")?));
-        Ok(Self::Raw { lab: Box::new(lab), a, b })
+    pub fn raw(wire: Wire) -> Result<Self> {
+        let (lab, a, b) = two_hosts(wire)?;
+        let [near, far] = link::ENDS;
+        Ok(Self { way: Way::Plain { _lab: lab, a, b }, daemons: Vec::new(), addresses: (near.into(), far.into()) })
     }
 
-    /// `program`, which speaks the cross-platform configuration protocol (a socket in /var/run/wireguard).
-    pub fn wireguard(program: &Path) -> Result<Self> {
-        let mut lab = Lab::new()?;
-        let (a, b) = (Box::new(lab.host("a")?), Box::new(lab.host("b")?));
-        let keys = [StaticSecret::random_from_rng(rand_core::OsRng), StaticSecret::random_from_rng(rand_core::OsRng)];
-        let mut daemons = Vec::new();
-        for (own, other, number) in [(&a, &b, 0usize), (&b, &a, 1)] {
-            let name = format!("wg{}x{number}", lab.fresh_number());
-            daemons.push(start_wireguard(program, own, &name)?);
-            let public = PublicKey::from(&keys[1 - number]);
-            let settings = format!(
-                "set=1\nprivate_key={}\nlisten_port=51820\npublic_key={}\nendpoint={}\nallowed_ip={}/32\n\n",
-                hex::encode(keys[number].to_bytes()),
-                hex::encode(public.as_bytes()),
-                other.at(51820),
-                inner(1 - number),
-            );
-            configure(&name, &settings)?;
-            address(own, &name, inner(number))?;
-        }
-        Ok(Self::WireGuard { lab: Box::new(lab), a, b, daemons })
+    /// Another tunnel, by what its program's file name says it is: nebula, or else one that speaks WireGuard's
+    /// cross-platform configuration protocol.
+    pub fn peer(peer: &Peer, wire: Wire, suite: Suite) -> Result<Self> {
+        let (lab, a, b) = two_hosts(wire)?;
+        let file = peer.program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let hosts = [&*a, &*b];
+        let daemons = if file.contains("nebula") {
+            nebula::start(peer, hosts, suite)?
+        } else {
+            wireguard::start(&peer.program, hosts)?
+        };
+        Ok(Self { way: Way::Plain { _lab: lab, a, b }, daemons, addresses: (inner(0).into(), inner(1).into()) })
     }
 
     /// The host that sends.
     #[must_use]
     pub fn a(&self) -> &Host {
-        match self {
-            Self::Warren { a, .. } => &a.host,
-            Self::Raw { a, .. } | Self::WireGuard { a, .. } => a,
+        match &self.way {
+            Way::Warren { a, .. } => &a.host,
+            Way::Plain { a, .. } => a,
         }
     }
 
     /// The host that receives.
     #[must_use]
     pub fn b(&self) -> &Host {
-        match self {
-            Self::Warren { b, .. } => &b.host,
-            Self::Raw { b, .. } | Self::WireGuard { b, .. } => b,
+        match &self.way {
+            Way::Warren { b, .. } => &b.host,
+            Way::Plain { b, .. } => b,
         }
     }
 
     /// The inner IPv4 addresses of both.
-    pub fn addresses(&self) -> Result<(IpAddr, IpAddr)> {
-        match self {
-            Self::Warren { a, b, .. } => {
-                let v4 = |node: &Node| -> Result<IpAddr> {
-                    node.addresses()?.into_iter().find(IpAddr::is_ipv4).context("no IPv4 overlay address")
-                };
-                Ok((v4(a)?, v4(b)?))
-            }
-            Self::Raw { a, b, .. } => Ok((a.v4.into(), b.v4.into())),
-            Self::WireGuard { .. } => Ok((inner(0).into(), inner(1).into())),
-        }
+    #[must_use]
+    pub const fn addresses(&self) -> (IpAddr, IpAddr) {
+        self.addresses
     }
 
     /// The daemons' process ids.
     pub fn processes(&mut self) -> Result<Vec<u32>> {
-        match self {
-            Self::Warren { a, b, .. } => Ok(vec![a.process()?.id(), b.process()?.id()]),
-            Self::Raw { .. } => Ok(Vec::new()),
-            Self::WireGuard { daemons, .. } => Ok(daemons.iter().map(|daemon| daemon.0.id()).collect()),
+        match &mut self.way {
+            Way::Warren { a, b, .. } => Ok(vec![a.process()?.id(), b.process()?.id()]),
+            Way::Plain { .. } => Ok(self.daemons.iter().map(|daemon| daemon.child.id()).collect()),
         }
+    }
+
+    /// The suite that our nodes say their session has; `None` for anybody else.
+    pub fn suite(&self) -> Result<Option<String>> {
+        let Way::Warren { a, .. } = &self.way else { return Ok(None) };
+        Ok(peers(a)?.iter().find_map(|peer| peer["suite"].as_str().map(str::to_owned)))
     }
 }
 
+fn two_hosts(wire: Wire) -> Result<(Box<Lab>, Box<Host>, Box<Host>)> {
+    let mut lab = Lab::new()?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    link::join(&a, &b, wire)?;
+    Ok((Box::new(lab), Box::new(a), Box::new(b)))
+}
+
+fn peers(node: &Node) -> Result<Vec<Value>> {
+    let status = node.say(&["status", "-o", "json"])?.expect(0)?.json()?;
+    Ok(status["peers"].as_array().cloned().unwrap_or_default())
+}
+
+/// Where a node would send to its peers.
+fn endpoints(node: &Node) -> Result<Vec<IpAddr>> {
+    let address = |peer: &Value| peer["endpoint"].as_str()?.parse::<std::net::SocketAddr>().ok().map(|at| at.ip());
+    Ok(peers(node)?.iter().filter_map(address).collect())
+}
+
+/// Inner address of host `number` in a tunnel that is not ours.
 fn inner(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 88, 0, if number == 0 { 1 } else { 2 })
 }
 
-fn start_wireguard(program: &Path, host: &Host, name: &str) -> Result<Daemon> {
-    let log = std::fs::File::create(host.directory.join("wireguard.log"))?;
-    let mut command = Command::new(program);
-    let foreground = match program.file_name().map(|name| name.to_string_lossy().into_owned()) {
-        Some(file) if file.contains("boringtun") || file.contains("neptun") => "--foreground",
-        _ => "-f",
-    };
-    command.args([OsString::from(foreground), OsString::from(name)]);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env("WG_SUDO", "1");
-    let daemon = Daemon(host.namespace.spawn(&mut command)?);
-    let socket = socket(name);
-    eventually("the WireGuard program opens its socket", Duration::from_secs(10), || Ok(socket.exists()))?;
-    Ok(daemon)
-}
-
-fn socket(name: &str) -> PathBuf {
-    PathBuf::from(format!("/var/run/wireguard/{name}.sock"))
-}
-
-fn configure(name: &str, settings: &str) -> Result<()> {
-    let mut stream = UnixStream::connect(socket(name)).context("connect to the WireGuard program")?;
-    stream.write_all(settings.as_bytes())?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let (mut answer, mut byte) = (String::new(), [0; 1]);
-    while !answer.ends_with("\n\n") && stream.read(&mut byte)? == 1 {
-        answer.push(char::from(byte[0]));
-    }
-    if !answer.contains("errno=0") {
-        bail!("the WireGuard program refused its configuration: {answer}");
-    }
-    Ok(())
-}
-
+/// Gives a tunnel device its address, and the route that leads into it.
 fn address(host: &Host, name: &str, address: Ipv4Addr) -> Result<()> {
     host.namespace.run_async(|| async move {
         let handle = netlink().await?;
         let index = device(&handle, name).await?;
         handle.address().add(index, IpAddr::V4(address), 32).execute().await?;
-        handle.link().change(LinkUnspec::new_with_index(index).mtu(1420).up().build()).execute().await?;
+        handle.link().change(LinkUnspec::new_with_index(index).mtu(MTU).up().build()).execute().await?;
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(Ipv4Addr::new(10, 88, 0, 0), 24)
             .output_interface(index);

@@ -1,4 +1,4 @@
-//! Loads between two hosts of the lab, bounded in time: streams over TCP, datagrams over UDP, round trips.
+//! Loads between two hosts of the lab, bounded in time: streams over TCP, and datagrams over UDP whose order is checked.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::iperf;
 use crate::host::Host;
+use crate::processes::eventually;
 
 /// Bytes written and read at once: what an ordinary server uses.
 const CHUNK: usize = 128 * 1024;
 
 /// How long a connection may take: the first one includes the tunnel's handshake.
-const CONNECT: Duration = Duration::from_secs(15);
+pub(super) const CONNECT: Duration = Duration::from_secs(15);
 
 /// What a stream load carried.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,8 @@ pub struct Carried {
     pub bytes: u64,
     /// For how long.
     pub elapsed: Duration,
+    /// TCP segments sent again meanwhile by the sending host (tcp(7), RetransSegs).
+    pub retransmits: u64,
 }
 
 impl Carried {
@@ -56,19 +60,18 @@ impl Datagrams {
     }
 }
 
-/// Median and tail of round trips, in microseconds.
-#[derive(Debug, Clone, Copy)]
-pub struct RoundTrips {
-    /// Half of them were faster.
-    pub p50: f64,
-    /// One in a hundred was slower.
-    pub p99: f64,
+/// `streams` TCP streams from `from` to `to`, whose address is `address`, for `time`: iperf3's where it is installed.
+pub fn tcp(from: &Host, to: &Host, address: SocketAddr, streams: usize, time: Duration) -> Result<Carried> {
+    if iperf::version().is_some() {
+        iperf::tcp(from, to, address, streams, time)
+    } else {
+        own(from, to, address, streams, time)
+    }
 }
 
-/// `streams` TCP streams from `from` to `to`, whose address is `address`, for `time`.
-pub fn tcp(from: &Host, to: &Host, address: SocketAddr, streams: usize, time: Duration) -> Result<Carried> {
+fn own(from: &Host, to: &Host, address: SocketAddr, streams: usize, time: Duration) -> Result<Carried> {
     let listener = to.namespace.run(|| TcpListener::bind(address).with_context(|| format!("bind {address}")))?;
-    let stop = AtomicBool::new(false);
+    let (stop, before) = (AtomicBool::new(false), retransmitted(from)?);
     thread::scope(|scope| {
         let receivers = scope.spawn(|| -> Result<Vec<TcpStream>> {
             (0..streams).map(|_| Ok(listener.accept().context("accept")?.0)).collect()
@@ -105,7 +108,8 @@ pub fn tcp(from: &Host, to: &Host, address: SocketAddr, streams: usize, time: Du
                 });
             }
         });
-        Ok(Carried { bytes: received.load(Ordering::Relaxed), elapsed: begun.elapsed() })
+        let (bytes, elapsed) = (received.load(Ordering::Relaxed), begun.elapsed());
+        Ok(Carried { bytes, elapsed, retransmits: retransmitted(from)? - before })
     })
 }
 
@@ -181,64 +185,51 @@ fn count(receiver: &UdpSocket, stop: &AtomicBool) -> (u64, u64) {
     }
 }
 
-/// Round trips of 64 bytes over UDP, one after another.
-pub fn udp_round_trips(from: &Host, to: &Host, address: SocketAddr, count: usize) -> Result<RoundTrips> {
-    to.serve_udp(address)?;
-    let any: IpAddr = if address.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() };
-    let socket = from.namespace.run(|| {
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(address)?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        Ok(socket)
-    })?;
-    let (mut buffer, mut times) = ([0; 64], Vec::with_capacity(count));
-    for round in 0..count + 50 {
-        let begun = Instant::now();
-        socket.send(&[7; 64])?;
-        // A lost datagram is not a round trip; the flood measures loss.
-        if socket.recv(&mut buffer).is_ok() && round >= 50 {
-            times.push(begun.elapsed());
-        }
-    }
-    percentiles(times)
+/// Runs `work` while one TCP stream crosses, for `time` and a second: the stream has the wire before `work` begins.
+pub fn beside_stream<T: Send>(
+    from: &Host,
+    to: &Host,
+    address: SocketAddr,
+    time: Duration,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    thread::scope(|scope| {
+        let before = sent_segments(from)?;
+        let stream = scope.spawn(|| tcp(from, to, address, 1, time + Duration::from_secs(1)));
+        eventually("a stream crosses", CONNECT, || {
+            Ok(stream.is_finished() || sent_segments(from)? > before + UNDER_WAY)
+        })?;
+        let result = work()?;
+        join(stream)??;
+        Ok(result)
+    })
 }
 
-/// Round trips of 64 bytes over one TCP connection, one after another.
-pub fn tcp_round_trips(from: &Host, to: &Host, address: SocketAddr, count: usize) -> Result<RoundTrips> {
-    let listener = to.namespace.run(|| TcpListener::bind(address).with_context(|| format!("bind {address}")))?;
-    let mut stream = from.namespace.run(|| Ok(TcpStream::connect_timeout(&address, CONNECT)?))?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let (mut other, _) = listener.accept().context("accept")?;
-    other.set_nodelay(true)?;
-    thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while other.read_exact(&mut buffer).is_ok() && other.write_all(&buffer).is_ok() {}
-    });
-    let (mut buffer, mut times) = ([0; 64], Vec::with_capacity(count));
-    for round in 0..count + 50 {
-        let begun = Instant::now();
-        stream.write_all(&[7; 64])?;
-        stream.read_exact(&mut buffer)?;
-        if round >= 50 {
-            times.push(begun.elapsed());
-        }
-    }
-    percentiles(times)
+/// Segments after which a stream counts as under way: many a window of them.
+const UNDER_WAY: u64 = 10_000;
+
+fn sent_segments(host: &Host) -> Result<u64> {
+    counter(host, "OutSegs")
 }
 
-fn percentiles(mut times: Vec<Duration>) -> Result<RoundTrips> {
-    times.sort_unstable();
-    let at = |share: f64| {
-        let index = ((times.len() as f64 - 1.0) * share).round() as usize;
-        times.get(index).map(|time| time.as_secs_f64() * 1e6)
-    };
-    match (at(0.5), at(0.99)) {
-        (Some(p50), Some(p99)) => Ok(RoundTrips { p50, p99 }),
-        _ => bail!("no round trip succeeded"),
-    }
+/// Segments that this host has sent again so far.
+pub(super) fn retransmitted(host: &Host) -> Result<u64> {
+    counter(host, "RetransSegs")
 }
 
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> Result<T> {
+/// A counter of the host's TCP.
+fn counter(host: &Host, name: &str) -> Result<u64> {
+    host.namespace.run(|| {
+        let text = std::fs::read_to_string("/proc/thread-self/net/snmp").context("read the TCP counters")?;
+        // Two lines begin with the protocol: names, then values.
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+        let value = pairs.find(|(it, _)| *it == name).map(|(_, value)| value);
+        value.and_then(|value| value.parse().ok()).with_context(|| format!("no TCP counter {name}"))
+    })
+}
+
+pub(super) fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> Result<T> {
     thread.join().map_err(|_| anyhow::anyhow!("a load's thread panicked"))
 }
