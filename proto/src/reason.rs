@@ -109,6 +109,7 @@ reasons! {
         PeerRevoked = "peer-revoked", "The peer's certificate, key or identity was revoked.";
         NotEnforceable = "not-enforceable", "The policy needs a term that this node cannot enforce yet.";
         NotReady = "not-ready", "The node has no verified policy yet.";
+        CongestionMarked = "congestion-marked", "The network marked it as having met congestion, and its sender knows no marks.";
         DeliverFailed = "deliver-failed", "The TUN device did not take the packet.";
     }
     Egress {

@@ -33,6 +33,7 @@ pub mod allowed_ips;
 pub mod attribution;
 pub mod counters;
 pub mod demux;
+pub mod ecn;
 pub mod engine;
 pub mod flows;
 mod fragments;

@@ -48,6 +48,8 @@ pub struct Transmit<'a> {
     pub bytes: &'a [u8],
     /// The length of each but the last, which may be shorter.
     pub segment: usize,
+    /// The ECN bits that their IP headers are to carry ([`crate::ecn`]).
+    pub ecn: u8,
 }
 
 impl<'a> Transmit<'a> {
@@ -134,6 +136,8 @@ pub struct Handover<'a> {
     pub worker: u16,
     /// Its UDP source.
     pub source: SocketAddr,
+    /// The ECN bits of its IP header.
+    pub ecn: u8,
     /// As received: nothing of it is judged yet.
     pub datagram: &'a [u8],
 }
@@ -175,6 +179,7 @@ struct Train {
     endpoint: SocketAddr,
     range: Range<usize>,
     segment: usize,
+    ecn: u8,
     /// A shorter datagram ended it.
     closed: bool,
 }
@@ -192,10 +197,11 @@ pub const fn packets_per_train(packet: usize) -> usize {
 }
 
 impl Train {
-    fn takes(&self, endpoint: SocketAddr, range: &Range<usize>) -> bool {
+    fn takes(&self, endpoint: SocketAddr, ecn: u8, range: &Range<usize>) -> bool {
         let bytes = range.end - self.range.start;
         !self.closed
             && self.endpoint == endpoint
+            && self.ecn == ecn
             && self.range.end == range.start
             && range.len() <= self.segment
             && bytes <= MAX_TRAIN.min(self.segment * MAX_SEGMENTS)
@@ -212,6 +218,7 @@ enum EngineEntry {
 struct HandoverEntry {
     worker: u16,
     source: SocketAddr,
+    ecn: u8,
     range: Range<usize>,
 }
 
@@ -308,16 +315,16 @@ impl Outbox {
     }
 
     /// Keeps a datagram of `length` bytes that was sealed into [`Self::wire_spare`].
-    pub(crate) fn transmit(&mut self, endpoint: SocketAddr, length: usize) {
+    pub(crate) fn transmit(&mut self, endpoint: SocketAddr, ecn: u8, length: usize) {
         let range = self.wire.keep(length);
         if let Some(train) = self.transmits.last_mut()
-            && train.takes(endpoint, &range)
+            && train.takes(endpoint, ecn, &range)
         {
             train.range.end = range.end;
             train.closed = length < train.segment;
             return;
         }
-        self.transmits.push(Train { endpoint, range, segment: length, closed: false });
+        self.transmits.push(Train { endpoint, range, segment: length, ecn, closed: false });
     }
 
     /// Where the next inner packet is opened into.
@@ -358,9 +365,14 @@ impl Outbox {
         Ok(())
     }
 
-    pub(crate) fn push_handover(&mut self, worker: u16, source: SocketAddr, datagram: &[u8]) -> Result<(), Reason> {
+    pub(crate) fn push_handover(
+        &mut self,
+        worker: u16,
+        (source, ecn): (SocketAddr, u8),
+        datagram: &[u8],
+    ) -> Result<(), Reason> {
         let range = self.others.push(datagram).ok_or(Reason::Backpressure)?;
-        self.handovers.push(HandoverEntry { worker, source, range });
+        self.handovers.push(HandoverEntry { worker, source, ecn, range });
         Ok(())
     }
 
@@ -374,6 +386,7 @@ impl Outbox {
             endpoint: train.endpoint,
             bytes: self.wire.slice(train.range.clone()),
             segment: train.segment,
+            ecn: train.ecn,
         })
     }
 
@@ -410,6 +423,7 @@ impl Outbox {
         self.handovers.iter().map(|entry| Handover {
             worker: entry.worker,
             source: entry.source,
+            ecn: entry.ecn,
             datagram: self.others.slice(entry.range.clone()),
         })
     }

@@ -11,6 +11,7 @@ use crate::Now;
 use crate::admission::{Admission, Judgement, Run};
 use crate::attribution;
 use crate::counters::Counters;
+use crate::ecn;
 use crate::flows::{CutFlow, FlowCache, FlowTable, Side};
 use crate::fragments::Fragments;
 use crate::output::{Outbox, WorkerEvent};
@@ -204,12 +205,17 @@ impl Worker {
         }
     }
 
-    /// A datagram from the UDP socket, or handed over by another worker.
+    /// A datagram from the UDP socket, or handed over by another worker, whose IP header carried no ECN bits.
     pub fn handle_datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Now, outbox: &mut Outbox) {
+        self.handle_marked(source, ecn::NOT_ECT, datagram, now, outbox);
+    }
+
+    /// A datagram from the UDP socket, or handed over by another worker, with the ECN bits of its IP header.
+    pub fn handle_marked(&mut self, source: SocketAddr, ecn: u8, datagram: &[u8], now: Now, outbox: &mut Outbox) {
         if !outbox.has_room() {
             return self.desk.counters.drop_one(Reason::Backpressure);
         }
-        if let Err(reason) = self.datagram(source, datagram, now, outbox) {
+        if let Err(reason) = self.datagram((source, ecn), datagram, now, outbox) {
             self.desk.counters.drop_one(reason);
         }
     }
@@ -248,7 +254,13 @@ impl Worker {
         (desk, Moment { tables, flows: shared.flows(), now })
     }
 
-    fn datagram(&mut self, source: SocketAddr, datagram: &[u8], now: Now, outbox: &mut Outbox) -> Result<(), Reason> {
+    fn datagram(
+        &mut self,
+        (source, ecn): (SocketAddr, u8),
+        datagram: &[u8],
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<(), Reason> {
         let kind = *datagram.first().ok_or(Reason::DatagramTooShort)?;
         if let 1..=3 = kind {
             let length = HANDSHAKE_LENGTHS[usize::from(kind) - 1];
@@ -281,13 +293,13 @@ impl Worker {
             Some(Receiver::Data(session)) => match owner(receiver, workers) {
                 owner if owner == index => {
                     let link = moment.tables.link(session.local(), session.peer());
-                    let opened = desk.open(moment, session, link, source, datagram, outbox);
+                    let opened = desk.open(moment, session, link, (source, ecn), datagram, outbox);
                     if let (Err(reason), Some(link)) = (opened, link) {
                         link.counters().drop_many(reason, 1);
                     }
                     opened
                 }
-                owner => outbox.push_handover(owner, source, datagram),
+                owner => outbox.push_handover(owner, (source, ecn), datagram),
             },
         }
     }
@@ -382,7 +394,7 @@ impl Desk {
         moment: Moment<'_>,
         session: &Arc<DataSession>,
         link: Option<&Link>,
-        source: SocketAddr,
+        (source, ecn): (SocketAddr, u8),
         datagram: &[u8],
         outbox: &mut Outbox,
     ) -> Result<(), Reason> {
@@ -396,7 +408,15 @@ impl Desk {
         }
         self.follow_endpoint(link, session, source, now, outbox);
         match judged {
-            Some(judged) => self.settle(&judged, link, now, outbox),
+            Some(judged) => {
+                if ecn != ecn::NOT_ECT
+                    && judged.judgement.verdict.is_ok()
+                    && let Some(packet) = outbox.inner_spare().get_mut(..judged.length)
+                {
+                    ecn::decapsulate(packet, ecn)?;
+                }
+                self.settle(&judged, link, now, outbox)
+            }
             // A keepalive.
             None => Ok(()),
         }
@@ -488,7 +508,7 @@ impl Desk {
             }
             match session.seal(packet, spare, now) {
                 Ok(length) => {
-                    outbox.transmit(*endpoint, length);
+                    outbox.transmit(*endpoint, ecn::of(packet), length);
                     self.count_out(way.link, packet.len());
                     if session.take_rekey_request(now) {
                         outbox.push_event(WorkerEvent::RekeyDue(Arc::clone(session)));

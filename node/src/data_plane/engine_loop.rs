@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use warren_engine::counters::Counters;
+use warren_engine::ecn::NOT_ECT;
 use warren_engine::engine::Engine;
 use warren_engine::mesh::{Event, MeshUpdate};
 use warren_engine::output::{Transmit, WorkerEvent};
@@ -205,7 +206,7 @@ impl EngineLoop {
             if transmit.whole {
                 self.outer.send_whole(transmit.to, bytes, &mut |_, why| own.drop_one(reason(why)));
             } else {
-                let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len() };
+                let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len(), ecn: NOT_ECT };
                 self.outer.send(&mut std::iter::once(one), &mut |_, why| own.drop_one(reason(why)));
             }
             while let Some((to, payload)) = self.outer.poll_path_mtu() {

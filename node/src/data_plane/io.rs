@@ -98,6 +98,7 @@ struct Filled {
     from: SocketAddr,
     /// None: it was longer than its slot.
     length: Option<usize>,
+    ecn: u8,
     /// Bytes of each datagram but the last.
     stride: usize,
 }
@@ -141,11 +142,11 @@ impl ReceiveBatch {
     }
 
     /// Says what the socket wrote into the next slot: `length` bytes in datagrams of `stride` bytes each, or the front
-    /// of what is longer than the slot.
-    pub fn fill(&mut self, from: SocketAddr, length: usize, stride: usize) {
+    /// of what is longer than the slot. `ecn` is what the IP headers of all of them carried.
+    pub fn fill(&mut self, from: SocketAddr, ecn: u8, length: usize, stride: usize) {
         if self.filled.len() < self.slots {
             let length = (length <= self.slot).then_some(length);
-            self.filled.push(Filled { from, length, stride: stride.max(1) });
+            self.filled.push(Filled { from, length, ecn, stride: stride.max(1) });
         }
     }
 
@@ -157,12 +158,17 @@ impl ReceiveBatch {
 
     /// The whole datagrams with their sources.
     pub fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        self.marked().map(|(from, _, datagram)| (from, datagram))
+    }
+
+    /// The whole datagrams with their sources and the ECN bits of their IP headers.
+    pub fn marked(&self) -> impl Iterator<Item = (SocketAddr, u8, &[u8])> {
         self.filled.iter().zip(self.bytes.chunks(self.slot + SKEW)).flat_map(|(filled, slot)| {
-            let Filled { from, length, stride } = *filled;
+            let Filled { from, length, ecn, stride } = *filled;
             let train = length.and_then(|length| slot.get(..length));
             // An empty datagram has no chunk, and is one all the same.
             let empty = train.filter(|train| train.is_empty());
-            train.unwrap_or_default().chunks(stride).chain(empty).map(move |datagram| (from, datagram))
+            train.unwrap_or_default().chunks(stride).chain(empty).map(move |datagram| (from, ecn, datagram))
         })
     }
 }
@@ -177,15 +183,15 @@ mod tests {
         let mut batch = ReceiveBatch::new(64, 2048);
         let offered = |batch: &mut ReceiveBatch| batch.spare().count();
         assert_eq!(offered(&mut batch), TRAINS);
-        (0..TRAINS - 1).for_each(|_| batch.fill(from, 100, 100));
+        (0..TRAINS - 1).for_each(|_| batch.fill(from, 0, 100, 100));
         assert!(!batch.is_full());
         batch.clear();
         assert_eq!(offered(&mut batch), TRAINS, "nothing more waited");
-        (0..TRAINS).for_each(|_| batch.fill(from, 100, 100));
+        (0..TRAINS).for_each(|_| batch.fill(from, 0, 100, 100));
         assert!(batch.is_full());
         batch.clear();
         assert_eq!(offered(&mut batch), 64);
-        batch.fill(from, 2000, 1000);
+        batch.fill(from, 0, 2000, 1000);
         batch.clear();
         assert_eq!(offered(&mut batch), TRAINS);
     }

@@ -14,13 +14,14 @@ use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
+use warren_engine::ecn::NOT_ECT;
 use warren_engine::output::Transmit;
 
 use super::io::{OuterIo, ReceiveBatch, SendRefusal};
-use super::io_errors::Call;
+use super::io_errors::{Call, describe};
 use super::offload::{Offload, Offloads, kernel_version};
 use super::syscalls::{Kernel, Syscalls};
-use vectors::{Vectors, read_name, write_name};
+use vectors::{Told, Vectors, read_name, write_name};
 
 /// Several milliseconds of a 10 Gbit/s path: a burst must not be lost while the worker is busy.
 const BUFFER: usize = 7 * 1024 * 1024;
@@ -154,6 +155,7 @@ fn bind_family<S: Syscalls>(
             sockopt::set_ipv6_v6only(&fd, false).map_err(refused("make dual stack"))?;
         }
         allow_fragments(fd.as_fd(), ipv6, kernel).map_err(refused("configure"))?;
+        let hears_marks = hear_marks(fd.as_fd(), ipv6, kernel);
         // The first socket is bound before it shares its port, so that a port of another process is noticed
         // even when that one shares too.
         if position > 0 {
@@ -173,6 +175,9 @@ fn bind_family<S: Syscalls>(
         let note = enlarge_buffers(&fd);
         if position == 0 {
             notes.extend(note);
+            let deaf =
+                |errno| format!("the kernel does not tell of congestion marks on datagrams ({})", describe(errno));
+            notes.extend(hears_marks.err().map(deaf));
         }
         request_offloads(fd.as_fd(), offloads, kernel);
         sockets.push(socket(fd));
@@ -213,6 +218,15 @@ fn request_offloads(fd: BorrowedFd<'_>, offloads: &Offloads, kernel: &impl Sysca
     {
         offloads.unsupported(Offload::Gro, errno);
     }
+}
+
+/// Has the kernel tell the ECN bits of each datagram, whichever family it came by.
+fn hear_marks(fd: BorrowedFd<'_>, ipv6: bool, kernel: &impl Syscalls) -> Result<(), Errno> {
+    kernel.set_option(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+    if ipv6 {
+        kernel.set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+    }
+    Ok(())
 }
 
 /// Leaves outer datagrams without "don't fragment": a path narrower than the tunnel's MTU then costs speed and not
@@ -285,12 +299,9 @@ impl<S: Syscalls> OuterIo for UdpSocket<S> {
     fn receive(&mut self, batch: &mut ReceiveBatch) -> io::Result<usize> {
         batch.clear();
         let mut count = 0;
-        let coalesces = self.coalesces();
         for slot in batch.spare().take(BATCH) {
             self.vectors.point(count, slot.as_mut_ptr(), slot.len(), size_of::<libc::sockaddr_storage>());
-            if coalesces {
-                self.vectors.expect_control(count);
-            }
+            self.vectors.expect_control(count);
             count += 1;
         }
         // SAFETY: the first `count` headers point at distinct slots of `batch`, which is borrowed mutably through
@@ -307,10 +318,11 @@ impl<S: Syscalls> OuterIo for UdpSocket<S> {
             let header = &self.vectors.headers[position];
             let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             let length = if cut { usize::MAX } else { header.msg_len as usize };
-            let stride = self.vectors.stride(position).unwrap_or(length);
+            let Told { stride, ecn } = self.vectors.told(position);
+            let stride = stride.unwrap_or(length);
             // The kernel writes no other family here; a source of nowhere is no peer's in any case.
             let from = read_name(&self.vectors.names[position]).unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-            batch.fill(from, length, stride);
+            batch.fill(from, ecn, length, stride);
         }
         Ok(received)
     }
@@ -342,7 +354,7 @@ impl<S: Syscalls> OuterIo for UdpSocket<S> {
     /// too; whatever of theirs does not fit its path then is refused as too big, which is what the path is asked about.
     fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
         let mut count = 0;
-        self.add(&mut count, Transmit { endpoint, bytes, segment: bytes.len() }, refused);
+        self.add(&mut count, Transmit { endpoint, bytes, segment: bytes.len(), ecn: NOT_ECT }, refused);
         let (level, name) = if endpoint.is_ipv4() {
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
         } else {
@@ -390,7 +402,7 @@ impl<S: Syscalls> UdpSocket<S> {
             self.flush(0, BATCH, refused);
             *count = 0;
         }
-        let Transmit { endpoint, bytes, segment } = train;
+        let Transmit { endpoint, bytes, segment, ecn } = train;
         let position = *count;
         let Some(length) = write_name(&mut self.vectors.names[position], endpoint, self.ipv6) else {
             let datagrams = train.datagrams().count();
@@ -399,9 +411,8 @@ impl<S: Syscalls> UdpSocket<S> {
         self.vectors.point(position, bytes.as_ptr().cast_mut(), bytes.len(), length);
         self.vectors.targets[position] = endpoint;
         self.vectors.segments[position] = segment.max(1);
-        if bytes.len() > segment {
-            self.vectors.cut(position, u16::try_from(segment).unwrap_or(u16::MAX));
-        }
+        let cut = (bytes.len() > segment).then(|| u16::try_from(segment).unwrap_or(u16::MAX));
+        self.vectors.describe(position, cut, ecn);
         *count += 1;
     }
 

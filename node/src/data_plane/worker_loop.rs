@@ -41,8 +41,8 @@ const ERRORS_IN_A_ROW: u32 = 1_000;
 /// What others hand to a worker.
 #[derive(Debug)]
 pub(super) enum ToWorker {
-    /// A datagram of a session whose replay window is this worker's. Nothing of it is judged yet.
-    Datagram(SocketAddr, Box<[u8]>),
+    /// A datagram of a session whose replay window is this worker's, with its ECN bits. Nothing of it is judged yet.
+    Datagram(SocketAddr, u8, Box<[u8]>),
     /// An opened packet of a plain WireGuard peer.
     Plain(PlainPacket),
     /// Connections to reset at both ends.
@@ -55,7 +55,7 @@ impl Mail for ToWorker {
 
     fn sender(&self) -> (Lane, u64) {
         let sender = match self {
-            Self::Datagram(_, datagram) => {
+            Self::Datagram(_, _, datagram) => {
                 let receiver = datagram.get(4..8).and_then(|bytes| bytes.try_into().ok());
                 u64::from(receiver.map_or(0, u32::from_le_bytes))
             }
@@ -207,8 +207,8 @@ impl WorkerLoop {
         while let Some(item) = self.mail.pop_front() {
             self.ports.make_room(&mut self.outbox)?;
             match item {
-                ToWorker::Datagram(from, datagram) => {
-                    self.worker.handle_datagram(from, &datagram, now, &mut self.outbox);
+                ToWorker::Datagram(from, ecn, datagram) => {
+                    self.worker.handle_marked(from, ecn, &datagram, now, &mut self.outbox);
                 }
                 ToWorker::Plain(PlainPacket { local, peer, packet }) => {
                     self.worker.handle_plain(local, peer, &packet, now, &mut self.outbox);
@@ -252,9 +252,9 @@ impl WorkerLoop {
         for _ in 0..self.received.too_long() {
             self.ports.counters.drop_one(Reason::DatagramTooLong);
         }
-        for (from, datagram) in self.received.datagrams() {
+        for (from, ecn, datagram) in self.received.marked() {
             self.ports.make_room(&mut self.outbox)?;
-            self.worker.handle_datagram(from, datagram, now, &mut self.outbox);
+            self.worker.handle_marked(from, ecn, datagram, now, &mut self.outbox);
         }
         Ok(())
     }
@@ -336,7 +336,7 @@ impl Ports {
         }
         for handover in outbox.handovers() {
             let mailbox = wiring.workers.get(usize::from(handover.worker));
-            let item = ToWorker::Datagram(handover.source, handover.datagram.into());
+            let item = ToWorker::Datagram(handover.source, handover.ecn, handover.datagram.into());
             if !mailbox.is_some_and(|mailbox| mailbox.offer(item)) {
                 counters.drop_one(Reason::HandoverFull);
             }

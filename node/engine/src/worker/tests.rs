@@ -27,6 +27,8 @@ use crate::session::{REKEY_AFTER, SessionParameters, Suite, sealed_length};
 use crate::tables::PeerLink;
 use crate::testing::{Build, fragment};
 
+mod marks;
+
 const WEB: usize = 0;
 const API: usize = 1;
 const BATCH: usize = 2;

@@ -12,7 +12,7 @@ fn all() -> Arc<Offloads> {
 }
 
 fn train(endpoint: SocketAddr, bytes: &[u8], segment: usize) -> Transmit<'_> {
-    Transmit { endpoint, bytes, segment }
+    Transmit { endpoint, bytes, segment, ecn: NOT_ECT }
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -378,4 +378,33 @@ fn a_datagram_that_must_stay_whole_and_does_not_fit_tells_of_the_path_and_counts
     refusals.clear();
     one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
     assert_eq!(refusals, [SendRefusal::Failed(libc::EPERM)], "it does not go without");
+}
+
+#[test]
+fn the_bits_of_each_train_arrive_with_its_datagrams_over_both_families_with_and_without_offloads() {
+    for switches in [Switches::ON, Switches::OFF] {
+        let mut one = bind(0, 1, &Offloads::new(switches)).expect("bind");
+        let mut two = bind(0, 1, &Offloads::new(switches)).expect("bind");
+        let mut targets = vec![loopback(two.port)];
+        if two.ipv6 && Plain::bind("[::1]:0").is_ok() {
+            targets.push(SocketAddr::from((Ipv6Addr::LOCALHOST, two.port)));
+        }
+        for to in targets {
+            let trains: Vec<(u8, Vec<u8>)> = (0..16).map(|number: u8| (number % 4, vec![number; 2500])).collect();
+            let mut sent = trains.iter().map(|(ecn, bytes)| Transmit { ecn: *ecn, ..train(to, bytes, 1000) });
+            one.sockets[0].send(&mut sent, &mut |_, why| panic!("{why:?}"));
+            let mut batch = ReceiveBatch::new(8, 65_536);
+            let mut received = Vec::new();
+            while received.len() < 3 * trains.len() {
+                let mut descriptors = [PollFd::new(&two.sockets[0].fd, PollFlags::IN)];
+                assert_eq!(poll(&mut descriptors, Some(&Timespec { tv_sec: 5, tv_nsec: 0 })), Ok(1));
+                two.sockets[0].receive(&mut batch).expect("receive");
+                received.extend(batch.marked().map(|(_, ecn, bytes)| (ecn, bytes[0], bytes.len())));
+            }
+            let lengths = [1000, 1000, 500];
+            let expected: Vec<_> =
+                (0..16_u8).flat_map(|number| lengths.map(|length| (number % 4, number, length))).collect();
+            assert_eq!(received, expected, "{to} {switches:?}");
+        }
+    }
 }

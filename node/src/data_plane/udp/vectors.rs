@@ -5,6 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use super::BATCH;
 
+/// Two messages of 24 bytes, segment and ECN bits, and one to spare.
+const CONTROL: usize = 72;
+
 /// The headers that `recvmmsg` and `sendmmsg` work on, allocated once. Every pointer in them is set from a live
 /// borrow right before the call that reads it, and never read by anything else.
 pub(super) struct Vectors {
@@ -15,12 +18,13 @@ pub(super) struct Vectors {
     pub(super) targets: [SocketAddr; BATCH],
     /// Bytes of each datagram but the last.
     pub(super) segments: [usize; BATCH],
+    ecn: [u8; BATCH],
 }
 
-/// Room for one control message that carries an `int`, aligned as `cmsghdr` wants it.
+/// Room for the control messages of one entry, each with an `int` at most, aligned as `cmsghdr` wants it.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(super) struct Control([u8; 32]);
+pub(super) struct Control([u8; CONTROL]);
 
 // SAFETY: the raw pointers inside are dead between calls (see `Vectors`), so another thread may own the memory.
 unsafe impl Send for Vectors {}
@@ -30,8 +34,16 @@ impl Vectors {
         // SAFETY: all-zero bytes are valid for these C structures: numbers, null pointers and an unspecified family.
         let (headers, buffers, names) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
         let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let controls = [Control([0; 32]); BATCH];
-        Box::new(Self { headers, buffers, names, controls, targets: [nobody; BATCH], segments: [0; BATCH] })
+        let controls = [Control([0; CONTROL]); BATCH];
+        Box::new(Self {
+            headers,
+            buffers,
+            names,
+            controls,
+            targets: [nobody; BATCH],
+            segments: [0; BATCH],
+            ecn: [0; BATCH],
+        })
     }
 
     /// Points entry `position` at `bytes`, with room for an address of `name_length` bytes.
@@ -51,9 +63,7 @@ impl Vectors {
     /// Points entry `position` at a part of what it pointed at, which goes as one datagram.
     pub(super) fn point_at_part(&mut self, position: usize, bytes: *mut u8, length: usize) {
         self.buffers[position] = libc::iovec { iov_base: bytes.cast(), iov_len: length };
-        let header = &mut self.headers[position].msg_hdr;
-        header.msg_control = std::ptr::null_mut();
-        header.msg_controllen = 0;
+        self.describe(position, None, self.ecn[position]);
     }
 
     /// Gives entry `position` room for a control message from the kernel.
@@ -63,40 +73,81 @@ impl Vectors {
         header.msg_controllen = size_of::<Control>() as _;
     }
 
-    /// Has the kernel cut entry `position` into datagrams of `segment` bytes.
-    pub(super) fn cut(&mut self, position: usize, segment: u16) {
-        self.expect_control(position);
-        let header = &mut self.headers[position].msg_hdr;
-        // SAFETY: `CMSG_SPACE` and `CMSG_LEN` only compute; `msg_control` points at a `Control`, which is aligned for a
-        // `cmsghdr` and larger than one with 2 bytes of data.
-        unsafe {
-            header.msg_controllen = libc::CMSG_SPACE(2) as _;
-            let message = header.msg_control.cast::<libc::cmsghdr>();
-            (*message).cmsg_level = libc::IPPROTO_UDP;
-            (*message).cmsg_type = libc::UDP_SEGMENT;
-            (*message).cmsg_len = libc::CMSG_LEN(2) as _;
-            libc::CMSG_DATA(message).cast::<u16>().write_unaligned(segment);
+    /// Has the kernel cut entry `position` into datagrams of `cut` bytes, and mark each with the ECN bits `ecn`. Without
+    /// either it carries no control message.
+    pub(super) fn describe(&mut self, position: usize, cut: Option<u16>, ecn: u8) {
+        self.ecn[position] = ecn;
+        let (level, kind) = match self.targets[position] {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        };
+        let Control(room) = &mut self.controls[position];
+        let mut length = 0;
+        if let Some(segment) = cut {
+            length += write_message(&mut room[length..], libc::IPPROTO_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
         }
+        if ecn != 0 {
+            length += write_message(&mut room[length..], level, kind, &libc::c_int::from(ecn).to_ne_bytes());
+        }
+        let header = &mut self.headers[position].msg_hdr;
+        header.msg_control = if length == 0 { std::ptr::null_mut() } else { (&raw mut self.controls[position]).cast() };
+        header.msg_controllen = length as _;
     }
 
-    /// Bytes of each datagram but the last in what entry `position` received, if the kernel joined several.
-    pub(super) fn stride(&self, position: usize) -> Option<usize> {
-        let header = &self.headers[position].msg_hdr;
+    /// What the kernel said of what entry `position` received.
+    pub(super) fn told(&self, position: usize) -> Told {
         // Another type on other C libraries.
-        let length: usize = header.msg_controllen as _;
-        if length < size_of::<libc::cmsghdr>() + size_of::<libc::c_int>() {
-            return None;
+        let length: usize = self.headers[position].msg_hdr.msg_controllen as _;
+        let Control(room) = &self.controls[position];
+        let mut rest = &room[..length.min(CONTROL)];
+        let mut told = Told { stride: None, ecn: 0 };
+        while let Some((level, kind, data, next)) = read_message(rest) {
+            let int = || data.first_chunk().map(|bytes| libc::c_int::from_ne_bytes(*bytes));
+            match (level, kind) {
+                (libc::IPPROTO_UDP, libc::UDP_GRO) => {
+                    told.stride = int().and_then(|stride| usize::try_from(stride).ok()).filter(|stride| *stride > 0);
+                }
+                (libc::IPPROTO_IP, libc::IP_TOS) => told.ecn = data.first().map_or(0, |tos| tos & 3),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => told.ecn = int().map_or(0, |class| (class & 3) as u8),
+                _ => {}
+            }
+            rest = next;
         }
-        // SAFETY: the kernel wrote `msg_controllen` bytes of control messages into a `Control`, at least one header and
-        // an `int` by the check above.
-        let (level, kind, value) = unsafe {
-            let message = header.msg_control.cast::<libc::cmsghdr>();
-            let value = libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned();
-            ((*message).cmsg_level, (*message).cmsg_type, value)
-        };
-        let stride = usize::try_from(value).ok().filter(|stride| *stride > 0)?;
-        (level == libc::IPPROTO_UDP && kind == libc::UDP_GRO).then_some(stride)
+        told
     }
+}
+
+/// What came with a datagram or a train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Bytes of each datagram but the last, if the kernel joined several.
+    pub(super) stride: Option<usize>,
+    /// The ECN bits of their IP headers.
+    pub(super) ecn: u8,
+}
+
+/// A control message's own header: length, level and type.
+const MESSAGE: usize = size_of::<libc::cmsghdr>();
+
+/// Writes one control message to the front of `room`, and says how much of it that takes.
+fn write_message(room: &mut [u8], level: libc::c_int, kind: libc::c_int, data: &[u8]) -> usize {
+    let space = MESSAGE + data.len().next_multiple_of(size_of::<usize>());
+    let Some(room) = room.get_mut(..space) else { return 0 };
+    let (head, body) = room.split_at_mut(MESSAGE);
+    head[..size_of::<usize>()].copy_from_slice(&(MESSAGE + data.len()).to_ne_bytes());
+    head[MESSAGE - 8..MESSAGE - 4].copy_from_slice(&level.to_ne_bytes());
+    head[MESSAGE - 4..].copy_from_slice(&kind.to_ne_bytes());
+    body[..data.len()].copy_from_slice(data);
+    space
+}
+
+/// The first control message in `bytes`, level, type and data, and what follows it.
+fn read_message(bytes: &[u8]) -> Option<(libc::c_int, libc::c_int, &[u8], &[u8])> {
+    let length = usize::from_ne_bytes(*bytes.first_chunk()?);
+    let int = |at: usize| bytes.get(at..)?.first_chunk().map(|bytes| libc::c_int::from_ne_bytes(*bytes));
+    let data = bytes.get(MESSAGE..length)?;
+    let next = bytes.get(length.next_multiple_of(size_of::<usize>())..).unwrap_or_default();
+    Some((int(MESSAGE - 8)?, int(MESSAGE - 4)?, data, next))
 }
 
 pub(super) fn read_name(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
