@@ -37,22 +37,25 @@ enum Verb {
     /// Every revocation in force
     List,
     /// End trust before its time
-    Create {
-        #[command(flatten)]
-        target: Target,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
-        /// Wait until every connected node that it concerns has acknowledged.
-        #[arg(long, value_name = "TIME", value_parser = duration)]
-        wait: Option<Duration>,
-        /// Check the request and change nothing.
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Create(Box<Create>),
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    #[command(flatten)]
+    target: Target,
+    /// Why, for the audit log.
+    #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
+    why: String,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Wait until every connected node that it concerns has acknowledged.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    wait: Option<Duration>,
+    /// Check the request and change nothing.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// What is revoked: exactly one.
@@ -118,7 +121,8 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 let items = client.list("/revocations", usize::MAX, |list: RevocationList| list.page).await?;
                 context.output.print(&Items { items })?;
             }
-            Verb::Create { target, why, yes, wait, dry_run } => {
+            Verb::Create(create) => {
+                let Create { target, why, yes, wait, dry_run } = *create;
                 let (target, consequence) =
                     target.take().ok_or_else(|| Failure::new(Exit::Usage, "nothing is named to be revoked"))?;
                 if !dry_run {
