@@ -70,6 +70,10 @@ fn main() -> Result<()> {
                 megabytes_arrive_whole_with_and_without_offloads_and_with_1_2_and_4_workers,
             ),
             claim(
+                "a_flow_stays_with_one_worker_whichever_writes_its_answers",
+                a_flow_stays_with_one_worker_whichever_writes_its_answers,
+            ),
+            claim(
                 "a_policy_change_cuts_a_live_flow_before_it_counts",
                 a_policy_change_cuts_a_live_flow_before_it_counts,
             ),
@@ -313,6 +317,40 @@ fn megabytes_arrive_whole_with_and_without_offloads_and_with_1_2_and_4_workers()
         let traffic = a.running.status()?.traffic;
         ensure!(traffic.iter().map(|each| each.packets_in).sum::<u64>() > 2 * LENGTH as u64 / 1420, "{traffic:?}");
     }
+    Ok(())
+}
+
+/// The kernel would move a flow to the queue that its answers are written to, and packets that wait in the one before
+/// would be overtaken.
+fn a_flow_stays_with_one_worker_whichever_writes_its_answers() -> Result<()> {
+    const FLOWS: usize = 16;
+    let (mut lab, pair) = (Lab::new()?, Pair::new());
+    let setting = Setting { workers: 4, switches: Switches::ON };
+    let [a, b] = two_nodes_with(&mut lab, &pair, [setting; 2])?;
+    let to = SocketAddr::from((pair.address(1, true), OPEN));
+    b.host.serve_udp(to)?;
+    ensure!(a.host.udp(to, b"the session is there", PATIENCE)?.0 == Outcome::Connected);
+    let sent = || Ok::<_, anyhow::Error>(a.running.status()?.traffic.iter().map(|each| each.packets_out).collect());
+    let mut spread = Vec::new();
+    for _ in 0..FLOWS {
+        let before: Vec<u64> = sent()?;
+        a.host.namespace.run(|| {
+            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.connect(to)?;
+            for number in 0..8u8 {
+                socket.send(&[number])?;
+                socket.recv(&mut [0; 8])?;
+            }
+            Ok(())
+        })?;
+        let after: Vec<u64> = sent()?;
+        let by: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+        spread.push(by);
+    }
+    // The host itself may say something of its own meanwhile (neighbour discovery, group membership).
+    let moved = spread.iter().filter(|by| by.iter().filter(|count| **count > 0).count() > 1).count();
+    ensure!(moved <= 1, "{moved} of {FLOWS} flows went through several workers: {spread:?}");
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! The TUN device (linux/if_tun.h): inner packets as the host's IP stack sends and takes them, over raw
-//! descriptors. One queue per worker; the kernel spreads flows over the queues and remembers on which queue a
-//! flow was written, so that its answers come back to the same worker.
+//! descriptors. One queue per worker, over which the kernel spreads flows by their hash.
+//!
+//! The kernel also remembers on which queue a flow's answers were written and moves the flow there, for as long as
+//! answers come: each move may let packets overtake those still waiting in the queue before. Only what is written
+//! through a *detached* queue leaves no such memory, so where there are several workers each has one of those to write to.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -61,6 +64,8 @@ const TRIES: u32 = 3;
 #[derive(Debug)]
 pub struct TunQueue<S: Syscalls = Kernel> {
     fd: OwnedFd,
+    /// A detached queue to write to, where the device has several queues.
+    writer: Option<OwnedFd>,
     /// Every packet has a [`VirtioNetHeader`] in front.
     described: bool,
     offloads: Arc<Offloads>,
@@ -94,7 +99,7 @@ pub fn open(name: &str, queues: usize, offloads: &Arc<Offloads>) -> Result<Tun, 
     if described {
         flags |= libc::IFF_VNET_HDR;
     }
-    let queue = |fd| TunQueue { fd, described, offloads: Arc::clone(offloads), kernel: Kernel };
+    let queue = |fd| TunQueue { fd, writer: None, described, offloads: Arc::clone(offloads), kernel: Kernel };
     let first = attach(name, flags | libc::IFF_TUN_EXCL)?;
     if described {
         request_offloads(first.as_fd(), offloads, &Kernel);
@@ -102,6 +107,11 @@ pub fn open(name: &str, queues: usize, offloads: &Arc<Offloads>) -> Result<Tun, 
     let mut all = vec![queue(first)];
     for _ in 1..queues {
         all.push(queue(attach(name, flags)?));
+    }
+    if queues > 1 {
+        for queue in &mut all {
+            queue.writer = Some(detached(name, flags)?);
+        }
     }
     let refused =
         |error: rustix::io::Errno| TunError::Refused { name: name.to_owned(), what: "find", error: error.into() };
@@ -133,6 +143,21 @@ fn request_offloads(queue: BorrowedFd<'_>, offloads: &Offloads, kernel: &impl Sy
     {
         offloads.unsupported(Offload::Uso, errno);
     }
+}
+
+/// A queue that gives no packets and takes them, without a trace in the kernel's memory of flows.
+fn detached(name: &str, flags: libc::c_int) -> Result<OwnedFd, TunError> {
+    let fd = attach(name, flags)?;
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
+    // SAFETY: TUNSETQUEUE reads one `ifreq`, which lives through the call.
+    let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE as _, &raw mut request) };
+    if outcome == 0 {
+        return Ok(fd);
+    }
+    let error = io::Error::last_os_error();
+    Err(TunError::Refused { name: name.to_owned(), what: "detach a queue of", error })
 }
 
 fn attach(name: &str, flags: libc::c_int) -> Result<OwnedFd, TunError> {
@@ -256,7 +281,7 @@ impl<S: Syscalls> TunQueue<S> {
     fn write(&self, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
         let mut tries = 1;
         loop {
-            match self.kernel.writev(self.fd.as_fd(), parts) {
+            match self.kernel.writev(self.writer.as_ref().unwrap_or(&self.fd).as_fd(), parts) {
                 Ok(taken) if taken == parts.iter().map(|part| part.len()).sum::<usize>() => return Ok(()),
                 Ok(_) => return Err(Errno::IO),
                 Err(Errno::INTR | Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) if tries < TRIES => tries += 1,

@@ -44,7 +44,8 @@ fn bench(described: bool) -> Bench {
     ours.set_nonblocking(true).expect("non-blocking");
     host.set_nonblocking(true).expect("non-blocking");
     let (script, offloads) = (Script::default(), Offloads::new(Switches::ON));
-    let queue = TunQueue { fd: ours.into(), described, offloads: Arc::clone(&offloads), kernel: script.clone() };
+    let queue =
+        TunQueue { fd: ours.into(), writer: None, described, offloads: Arc::clone(&offloads), kernel: script.clone() };
     Bench { queue, host, script, offloads }
 }
 
