@@ -167,6 +167,7 @@ fn replayed() -> Result<()> {
 
 /// From the start of the administrator's command until the service's own socket is dead: the command's start, the commit,
 /// the push, the cut. Prints the distribution; says nothing of what it ought to be.
+#[allow(clippy::print_stderr, reason = "the figures are what it is run for")]
 fn measure() -> Result<()> {
     let mut mesh = Mesh::new(&[])?;
     mesh.try_apply(POLICY, &[])?.expect(0)?;
