@@ -202,6 +202,8 @@ const OPERATIONS: &[(&str, &str, Option<Role>)] = &[
     ("delete", "/nodes/{id}", Some(Role::Operator)),
     ("put", "/nodes/{id}/workloads", Some(Role::Operator)),
     ("delete", "/instances/{id}", Some(Role::Operator)),
+    ("get", "/ca", Some(Role::Viewer)),
+    ("post", "/ca/rotation", None),
     ("get", "/workloads", Some(Role::Viewer)),
     ("get", "/workloads/{namespace}/{name}", Some(Role::Viewer)),
     ("get", "/services", Some(Role::Viewer)),

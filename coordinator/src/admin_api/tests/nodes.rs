@@ -38,12 +38,15 @@ impl Fixture {
 
     /// An instance on it, by its id.
     async fn instance(&self, node: &str, workload: &str) -> String {
+        let mut tunnel_key: [u8; 32] = rand::random();
+        // RFC 7748, section 5: the bit that a canonical encoding leaves clear.
+        tunnel_key[31] &= 0x7f;
         let request = TunnelRequest {
             node: node.parse::<NodeId>().unwrap(),
             workload: workload.parse().unwrap(),
             instance: None,
             key: key(),
-            tunnel_key: rand::random(),
+            tunnel_key,
             capabilities: Capabilities::NONE,
         };
         self.api.registry().issue_tunnel(request).await.unwrap().id.to_string()

@@ -98,11 +98,11 @@ fn check_view(inner: &Inner<'_>, packet: &[u8]) {
     assert!(matches!((v6, inner.protocol), (_, 6 | 17) | (false, 1) | (true, 58)), "nothing else is carried");
     match inner.fragment {
         Fragment::Whole => {}
-        Fragment::First { .. } => assert!(!inner.payload().is_empty() && inner.payload().len() % 8 == 0),
+        Fragment::First { .. } => assert!(!inner.payload().is_empty() && inner.payload().len().is_multiple_of(8)),
         Fragment::Later { offset, last, .. } => {
-            assert!(offset >= 8 && offset % 8 == 0 && !inner.payload().is_empty());
+            assert!(offset >= 8 && offset.is_multiple_of(8) && !inner.payload().is_empty());
             assert!(usize::from(offset) + inner.payload().len() <= 65_535);
-            assert!(last || inner.payload().len() % 8 == 0);
+            assert!(last || inner.payload().len().is_multiple_of(8));
         }
     }
 }
