@@ -221,8 +221,9 @@ impl Host {
 
 fn serve_one(mut stream: TcpStream, answer: &[u8]) {
     let mut request = [0; 2048];
+    let mut keep = false;
     while let Ok(length @ 1..) = stream.read(&mut request) {
-        let keep = request[..length].starts_with(KEEP_OPEN);
+        keep |= request[..length].starts_with(KEEP_OPEN);
         let reply = if keep { &request[..length] } else { answer };
         if stream.write_all(reply).is_err() || !keep {
             return;

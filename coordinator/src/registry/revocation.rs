@@ -117,9 +117,11 @@ fn target(state: &State, settings: &MeshSettings, what: &Revoke, now: UnixTime) 
             state.nodes.get(id).ok_or_else(|| not_found(format!("node {id}")))?;
             RevocationTarget::Node(*id)
         }
-        Revoke::Identity(workload) => {
-            RevocationTarget::Identity { spiffe_id: workload.in_domain(&settings.trust_domain), issued_before: now }
-        }
+        // Certificates are dated in whole seconds: what was issued within this one is meant as well.
+        Revoke::Identity(workload) => RevocationTarget::Identity {
+            spiffe_id: workload.in_domain(&settings.trust_domain),
+            issued_before: now.plus(Duration::from_secs(1)),
+        },
         Revoke::Issuer(id) => {
             sized("issuer_key_id", id, 64)?;
             RevocationTarget::Issuer(id.clone())

@@ -67,7 +67,7 @@ impl Flow {
         let before = self.blocks.load(Ordering::Relaxed);
         eventually(&format!("the flow carries data {when}"), IN_FORCE, || {
             if self.works.is_finished() {
-                bail!("the flow ended {when}");
+                bail!("the flow ended {when}, after {} blocks", self.blocks.load(Ordering::Relaxed));
             }
             Ok(self.blocks.load(Ordering::Relaxed) > before)
         })
