@@ -13,6 +13,8 @@ pub mod flows;
 pub mod output;
 pub mod ping;
 pub mod status;
+pub mod top;
+pub mod units;
 pub mod up;
 pub mod version;
 pub mod whois;
@@ -87,6 +89,8 @@ enum Command {
     Down(down::Arguments),
     /// How this node is doing, and how long without its coordinator [local]
     Status(status::Arguments),
+    /// What the tunnel carries and drops, live [local]
+    Top(top::Arguments),
     /// Can this host run a node, and is what runs in order? [local]
     Check(check::Arguments),
     /// Ask a peer through the tunnel [local]
@@ -128,6 +132,7 @@ fn run(command: Command, context: &Context) -> Outcome {
         Command::Up(arguments) => up::run(arguments, context),
         Command::Down(arguments) => down::run(arguments, context),
         Command::Status(arguments) => status::run(arguments, context),
+        Command::Top(arguments) => top::run(arguments, context),
         Command::Check(arguments) => check::run(arguments, context),
         Command::Ping(arguments) => ping::run(arguments, context),
         Command::Whois(arguments) => whois::run(arguments, context),

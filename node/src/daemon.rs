@@ -8,6 +8,7 @@
 //! It starts closed and ends closed: before the first verified policy nothing passes, a task that ends unasked ends the
 //! daemon, and what is left behind are the `unreachable` routes that keep overlay traffic off the underlay.
 
+pub mod meter;
 pub mod surface;
 pub mod tunnel;
 
@@ -33,6 +34,7 @@ use crate::mesh::{Mesh, MeshHandle, Start};
 use crate::snapshot;
 use crate::state_dir::StateDir;
 use crate::stop::{self, Stop, Stopper};
+use meter::Meter;
 use surface::Surface;
 
 /// A clean stop must fit into what supervisors allow (systemd 90 s, Kubernetes 30 s).
@@ -111,10 +113,15 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
         flows: flows.clone(),
         clock: clock.clone(),
         stopper: stopper.clone(),
+        started: clock.now().monotonic,
+        meter: Meter::default(),
     });
 
     let mesh = mesh.start();
     let mut tasks = Tasks::default();
+    let measured = surface.clone();
+    let until = stop.clone();
+    tasks.spawn("meter", ends_well(async move { measured.measure(until).await }));
     tasks.spawn("local-api", ends_well(local_api.run(surface, stop.clone())));
     let control = Control {
         identity: identity_watch,

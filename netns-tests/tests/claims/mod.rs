@@ -17,6 +17,7 @@ mod control;
 mod enrol;
 mod fairness;
 mod faults;
+mod figures;
 mod forged;
 mod guard;
 mod ingress;
@@ -48,6 +49,7 @@ pub(crate) fn all() -> Vec<Trial> {
         path_mtu::trials(),
         faults::trials(),
         fairness::trials(),
+        figures::trials(),
         forged::trials(),
         revocations::trials(),
         roots::trials(),

@@ -27,6 +27,12 @@ impl Failure {
         Self { exit, what: what.into(), causes: Vec::new(), next: Vec::new() }
     }
 
+    /// The sentence.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// Adds the cause, and the causes below it.
     #[must_use]
     pub fn cause(mut self, error: &(dyn std::error::Error + 'static)) -> Self {

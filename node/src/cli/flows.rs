@@ -49,6 +49,9 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
         while let Some(line) = asked.next::<FlowLine>().await? {
             if arguments.follow {
                 context.output.print_item(&line)?;
+                if context.output.reader_is_gone() {
+                    return Ok(Exit::Yes);
+                }
             } else {
                 items.push(line);
             }

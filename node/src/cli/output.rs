@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use clap::ValueEnum;
 use comfy_table::{Cell, ContentArrangement, presets};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use super::exit::Exit;
@@ -105,6 +106,26 @@ impl Output {
                 write_line(&format!("---\n{}", serde_saphyr::to_string(&envelope(value)).map_err(|e| unprintable(&e))?))
             }
         }
+    }
+
+    /// Whether what is printed may be coloured.
+    #[must_use]
+    pub fn is_coloured(&self) -> bool {
+        self.colour
+    }
+
+    /// Whether whoever read stdout has gone, as in `… | head`: a stream ends then.
+    #[must_use]
+    pub fn reader_is_gone(&self) -> bool {
+        let out = std::io::stdout();
+        let mut polled = [PollFd::new(&out, PollFlags::empty())];
+        poll(&mut polled, Some(&Timespec::default())).is_ok()
+            && polled[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL)
+    }
+
+    /// Prints lines that are the same in every form for people.
+    pub fn print_text(&self, text: &str) -> Result<(), Failure> {
+        write_line(text)
     }
 
     /// Says something to the person at stderr. Scripts never need it.

@@ -5,17 +5,21 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::output::spoken;
+use super::units::{amount, bits_per_second, bytes};
 use super::{Context, Exit, Outcome, Present, Table, config};
 use crate::local_api::client::ask_once;
-use crate::local_api::types::{Request, Status};
+use crate::local_api::types::{Offload, Peer, Rates, Request, Status};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The first line says how long everything keeps working if the coordinator stays away: until the first certificate ends that this node depends on.
 
+IN is what was let into this host, OUT what was sealed for the peer, per second over the last seconds. PATH MTU is the largest inner packet that the path to the peer takes. Drops stand under their reason: for the node below, for each peer in -o wide and -o json.
+
 Examples:
   warren status
-  warren status -o wide                    instance ids, cipher suites, ages of sessions
+  warren status -o wide                    addresses, totals, drops by reason, moves, ages, instance ids
+  warren top                               the same, live
   warren status --check ready; echo $?     0 ready, 4 not: for probes
   warren status -o json | jq '.instances[].addresses'")]
 pub(super) struct Arguments {
@@ -65,53 +69,16 @@ impl Present for Status {
                 text.push_str("  renewal overdue");
             }
         }
-        if !self.tunnel.offloads.is_empty() {
-            let in_use = self.tunnel.offloads.iter().filter(|offload| offload.on);
-            let names: Vec<_> = in_use.map(|offload| offload.name.as_str()).collect();
-            let names = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
-            text.push_str(&format!("\noffloads:  {names}"));
-        }
-        for offload in self.tunnel.offloads.iter().filter(|offload| !offload.detail.is_empty()) {
-            text.push_str(&format!("\nnote:      offload {}: {}", offload.name, offload.detail));
-        }
+        text.push_str(&self.traffic_line());
+        text.push_str(&offload_lines(&self.tunnel.offloads));
         for note in &self.tunnel.notes {
             text.push_str(&format!("\nnote:      {note}"));
         }
         text.push_str("\n\n");
-        let mut peers = if wide {
-            Table::new([
-                "PEER",
-                "ADDRESSES",
-                "SESSION",
-                "ENDPOINT",
-                "SUITE",
-                "AGE",
-                "SILENT",
-                "VALID UNTIL",
-                "INSTANCE",
-            ])
-        } else {
-            Table::new(["PEER", "ADDRESSES", "SESSION", "ENDPOINT"])
-        };
-        let seconds = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |s| spoken(Duration::from_secs(s)));
-        for peer in &self.peers {
-            let endpoint = peer.endpoint.map_or_else(|| "-".to_owned(), |endpoint| endpoint.to_string());
-            let mut cells = vec![peer.workload.clone(), list(&peer.addresses), peer.session.clone(), endpoint];
-            if wide {
-                cells.extend([
-                    peer.suite.clone().unwrap_or_else(|| "-".to_owned()),
-                    seconds(peer.session_seconds),
-                    seconds(peer.silent_seconds),
-                    peer.valid_until.clone(),
-                    peer.instance.clone(),
-                ]);
-            }
-            peers.row(cells);
-        }
         text.push_str(&if self.peers.is_empty() {
             "no peers: no rule links this node to another".to_owned()
         } else {
-            peers.to_string()
+            peer_table(&self.peers, wide).to_string()
         });
         if !self.refused.is_empty() {
             let mut table = Table::new(["REFUSED INSTANCE", "REASON", "DETAIL"]);
@@ -174,4 +141,111 @@ impl Status {
         }
         text
     }
+}
+
+impl Status {
+    fn traffic_line(&self) -> String {
+        let of_late = self.rates.map_or_else(String::new, |rates| {
+            format!(
+                "in {} ({} packets/s), out {} ({} packets/s) over {} s; ",
+                bits_per_second(rates.bits_in),
+                amount(rates.packets_in),
+                bits_per_second(rates.bits_out),
+                amount(rates.packets_out),
+                rates.over_milliseconds.div_ceil(1000)
+            )
+        });
+        let mut text = format!(
+            "\ntraffic:   {of_late}since the start in {} ({} packets), out {} ({} packets); {} live flows",
+            bytes(self.traffic.bytes_in),
+            amount(self.traffic.packets_in),
+            bytes(self.traffic.bytes_out),
+            amount(self.traffic.packets_out),
+            self.flows
+        );
+        if self.flow_records_lost > 0 {
+            text.push_str(&format!(
+                "\nnote:      {} lines are missing in the flow log: they came faster than it takes them",
+                self.flow_records_lost
+            ));
+        }
+        text
+    }
+}
+
+/// What is in use, and what is done in place of what is not.
+fn offload_lines(offloads: &[Offload]) -> String {
+    let mut text = String::new();
+    if !offloads.is_empty() {
+        let names: Vec<_> = offloads.iter().filter(|offload| offload.on).map(|offload| offload.name.as_str()).collect();
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
+        text.push_str(&format!("\noffloads:  {names}"));
+    }
+    for offload in offloads.iter().filter(|offload| !offload.detail.is_empty()) {
+        text.push_str(&format!("\nnote:      offload {}: {}", offload.name, offload.detail));
+        if !offload.on && !offload.fallback.is_empty() {
+            text.push_str(&format!("; instead {}", offload.fallback));
+        }
+    }
+    text
+}
+
+fn peer_table(peers: &[Peer], wide: bool) -> Table {
+    let mut table = if wide {
+        Table::new([
+            "PEER",
+            "SESSION",
+            "SUITE",
+            "ENDPOINT",
+            "PATH MTU",
+            "IN",
+            "OUT",
+            "DROPPED",
+            "ADDRESSES",
+            "TOTAL IN",
+            "TOTAL OUT",
+            "DROPPED FOR",
+            "LAST MOVE",
+            "AGE",
+            "SILENT",
+            "VALID UNTIL",
+            "INSTANCE",
+        ])
+    } else {
+        Table::new(["PEER", "SESSION", "SUITE", "ENDPOINT", "PATH MTU", "IN", "OUT", "DROPPED", "ADDRESSES"])
+    };
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let seconds = |value: Option<u64>| or_dash(value.map(|s| spoken(Duration::from_secs(s))));
+    for peer in peers {
+        let rate = |bits: fn(&Rates) -> u64| or_dash(peer.rates.as_ref().map(|rates| bits_per_second(bits(rates))));
+        let addresses = peer.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let mut cells = vec![
+            peer.workload.clone(),
+            peer.session.clone(),
+            or_dash(peer.suite.clone()),
+            or_dash(peer.endpoint.map(|endpoint| endpoint.to_string())),
+            or_dash(peer.path_mtu.map(|mtu| mtu.to_string())),
+            rate(|rates| rates.bits_in),
+            rate(|rates| rates.bits_out),
+            peer.drops.values().sum::<u64>().to_string(),
+            addresses,
+        ];
+        if wide {
+            let drops: Vec<_> = peer.drops.iter().map(|(reason, count)| format!("{} {count}", reason.name())).collect();
+            cells.extend([
+                bytes(peer.traffic.bytes_in),
+                bytes(peer.traffic.bytes_out),
+                or_dash((!drops.is_empty()).then(|| drops.join(", "))),
+                or_dash(peer.roamed.as_ref().map(|roamed| {
+                    format!("{} ago from {}", spoken(Duration::from_secs(roamed.seconds_ago)), roamed.from)
+                })),
+                seconds(peer.session_seconds),
+                seconds(peer.silent_seconds),
+                peer.valid_until.clone(),
+                peer.instance.clone(),
+            ]);
+        }
+        table.row(cells);
+    }
+    table
 }

@@ -2,16 +2,19 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tokio::sync::{mpsc, oneshot, watch};
 use warren_engine::identity::VerifiedPeer;
 use warren_engine::mesh::{PeerStatus, Stage};
+use warren_engine::{Now, counters};
 use warren_proto::policy::{Decision, Transport};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{SpiffeId, UnixTime, WorkloadName};
 
+use super::meter::{self, Meter, Sample, node_traffic};
 use super::tunnel::{TunnelFacts, TunnelStatus};
 use crate::certificates::key_store::NodeIdentity;
 use crate::certificates::rotator::Validity;
@@ -21,11 +24,11 @@ use crate::control_client::session::LinkState;
 use crate::data_plane::offload::{OffloadState, Offloads};
 use crate::flow_log::FlowLog;
 use crate::local_api::types::{
-    Control, Explanation, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Span, Status, Survival,
-    Tunnel, Unknown,
+    Control, Explanation, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Roamed, Span, Status,
+    Survival, Tunnel, Unknown,
 };
 use crate::mesh_view::{Holder, MeshView, OwnInstance};
-use crate::stop::Stopper;
+use crate::stop::{Stop, Stopper};
 
 /// Most lines of drops and unknown keys in one status.
 const MAX_LINES: usize = 100;
@@ -51,6 +54,10 @@ pub struct Surface {
     pub clock: Arc<Clock>,
     /// Gives the word to stop.
     pub stopper: Arc<Stopper>,
+    /// When the daemon started, by the boot clock.
+    pub started: Duration,
+    /// What passed of late.
+    pub meter: Meter,
 }
 
 impl Surface {
@@ -67,9 +74,12 @@ impl Surface {
 
     /// How the node is doing.
     pub async fn status(&self) -> Status {
-        let now = self.clock.now().unix;
         let (identity, view) = (self.identity.borrow().clone(), self.view.borrow().clone());
         let tunnel = self.tunnel_status().await;
+        let Now { monotonic, unix: now } = self.clock.now();
+        let rates = self.meter.since(&Sample::of(&tunnel, monotonic));
+        let traffic = node_traffic(&tunnel);
+        let workers = |count: fn(&counters::Traffic) -> u64| tunnel.traffic.iter().map(count).sum();
         let span = |(not_before, not_after)| span(Validity { not_before, not_after }, now);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -93,15 +103,21 @@ impl Surface {
                 notes: self.tunnel.notes(),
                 offloads: offloads(&self.tunnel.offloads),
             },
-            peers: view.as_ref().map(|view| peers(view, &tunnel.peers)).unwrap_or_default(),
+            peers: view.as_ref().map(|view| peers(view, &tunnel.peers, &rates)).unwrap_or_default(),
             refused: view.as_ref().map(|view| refused(view)).unwrap_or_default(),
-            drops: tunnel.drops.into_iter().collect(),
+            drops: tunnel.drops.iter().copied().collect(),
             unknown_keys: tunnel
                 .unknown_keys
                 .iter()
                 .take(MAX_LINES)
                 .map(|key| Unknown { key_hash: hex::encode(key.hash), from: key.from, count: key.count })
                 .collect(),
+            uptime_milliseconds: u64::try_from(monotonic.saturating_sub(self.started).as_millis()).unwrap_or(u64::MAX),
+            traffic,
+            rates: rates.node,
+            flows: tunnel.flows as u64,
+            refusals_sent: workers(|worker| worker.refusals),
+            flow_records_lost: workers(|worker| worker.records_lost),
         }
     }
 
@@ -187,15 +203,26 @@ impl Surface {
         })
     }
 
+    /// Looks at the counters now and then until told to stop, so that there is something to compare with.
+    pub async fn measure(&self, stop: Stop) {
+        let mut ticks = tokio::time::interval(meter::EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    let tunnel = self.tunnel_status().await;
+                    self.meter.note(Sample::of(&tunnel, self.clock.now().monotonic));
+                }
+                () = stop.stopped() => return,
+            }
+        }
+    }
+
     async fn tunnel_status(&self) -> TunnelStatus {
         let (ask, answer) = oneshot::channel();
         // Before the data plane is up nobody answers, and nothing passes.
         let _ = self.data_plane.send(ask);
-        tokio::time::timeout(std::time::Duration::from_secs(2), answer)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .unwrap_or_default()
+        tokio::time::timeout(Duration::from_secs(2), answer).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     fn waiting_for(&self, view: Option<&MeshView>) -> Vec<String> {
@@ -263,7 +290,7 @@ fn instance(own: &OwnInstance, now: UnixTime) -> Instance {
     }
 }
 
-fn peers(view: &MeshView, running: &[PeerStatus]) -> Vec<Peer> {
+fn peers(view: &MeshView, running: &[PeerStatus], rates: &meter::Measured) -> Vec<Peer> {
     let mut shown: Vec<Peer> = Vec::new();
     for peer in view.peers.iter() {
         let instance = peer.instance().to_string();
@@ -293,6 +320,16 @@ fn peers(view: &MeshView, running: &[PeerStatus]) -> Vec<Peer> {
             suite: session.map(|session| session.suite.name().to_owned()),
             session_seconds: session.map(|session| session.age.as_secs()),
             silent_seconds: session.and_then(|session| session.last_received).map(|silent| silent.as_secs()),
+            path_mtu: status.map(|status| status.mtu),
+            roamed: status.and_then(|status| status.roamed).map(|roam| Roamed {
+                from: roam.from,
+                seconds_ago: roam.ago.as_secs(),
+                count: roam.count,
+            }),
+            waiting: status.map_or(0, |status| status.waiting as u64),
+            traffic: status.map(|status| meter::traffic(&status.volume)).unwrap_or_default(),
+            rates: status.and_then(|status| rates.of(status.peer)),
+            drops: status.map(|status| status.drops.iter().copied().collect()).unwrap_or_default(),
         });
     }
     shown
@@ -349,7 +386,12 @@ fn resolve(view: &MeshView, text: &str) -> Result<WorkloadName, Refusal> {
 }
 
 fn offloads(all: &Offloads) -> Vec<Offload> {
-    let line = |state: OffloadState| Offload { name: state.name.to_owned(), on: state.on, detail: state.detail };
+    let line = |state: OffloadState| Offload {
+        name: state.name.to_owned(),
+        on: state.on,
+        detail: state.detail,
+        fallback: state.fallback.to_owned(),
+    };
     all.states().into_iter().map(line).collect()
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
+use warren_engine::counters::Traffic;
 use warren_engine::mesh::{EngineConfig, Event, MeshUpdate, PeerStatus, UnknownKey};
 use warren_engine::records::FlowRecord;
 use warren_proto::reason::{Reason, Refusal};
@@ -72,6 +73,10 @@ pub struct TunnelStatus {
     pub unknown_keys: Vec<UnknownKey>,
     /// Packets dropped since the start.
     pub drops: Vec<(Reason, u64)>,
+    /// What passed since the start, per worker.
+    pub traffic: Vec<Traffic>,
+    /// Live flows.
+    pub flows: usize,
 }
 
 /// Claimed and closed: no address, no route, no packet.
@@ -462,6 +467,8 @@ impl Serving<'_> {
                     peers: status.peers,
                     unknown_keys: status.unknown_keys,
                     drops: status.drops,
+                    traffic: status.traffic,
+                    flows: status.flows,
                 });
             }
         });

@@ -32,6 +32,16 @@ impl Offload {
             Self::Gro => "gro",
         }
     }
+
+    /// What is done without it.
+    const fn fallback(self) -> &'static str {
+        match self {
+            Self::Tso => "the host cuts TCP into packets, each a read or write of the TUN device",
+            Self::Uso => "the host cuts UDP into packets, each a read or write of the TUN device",
+            Self::Gso => "datagrams leave one by one, many per sendmmsg",
+            Self::Gro => "datagrams arrive one by one, many per recvmmsg",
+        }
+    }
 }
 
 /// What configuration allows, as `tunnel.offload` says it.
@@ -98,6 +108,8 @@ pub struct OffloadState {
     pub on: bool,
     /// Why not, or how often the kernel refused; empty when all is well.
     pub detail: String,
+    /// What is done without it.
+    pub fallback: &'static str,
 }
 
 impl Offloads {
@@ -216,7 +228,7 @@ impl Offloads {
             let last = text(cell.errno.load(Ordering::Relaxed));
             detail.push_str(&format!("{joint}refused for {batches}, which went packet by packet (last: {last})"));
         }
-        OffloadState { name, on: state == ON && !rests, detail }
+        OffloadState { name, on: state == ON && !rests, detail, fallback: offload.fallback() }
     }
 }
 

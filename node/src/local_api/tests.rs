@@ -18,6 +18,7 @@ use crate::certificates::key_store::{Chain, NodeIdentity, SigningKey, StoredBund
 use crate::cli::Exit;
 use crate::clock::{Clock, Reading};
 use crate::control_client::session::LinkState;
+use crate::daemon::meter::Meter;
 use crate::daemon::surface::Surface;
 use crate::daemon::tunnel::TunnelFacts;
 use crate::data_plane::offload::{Offloads, Switches};
@@ -69,6 +70,8 @@ fn rig() -> Rig {
         flows: flows.clone(),
         clock: Arc::new(Clock::new(|| Reading { boot: Duration::ZERO, wall: NOW }, UnixTime(0))),
         stopper: Arc::new(stopper),
+        started: Duration::ZERO,
+        meter: Meter::default(),
     };
     let api = LocalApi::bind(&socket).expect("listens");
     tokio::spawn(api.run(Arc::new(surface), stop.clone()));

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -89,6 +90,87 @@ pub struct Status {
     pub drops: BTreeMap<Reason, u64>,
     /// Keys that knocked and are nobody's.
     pub unknown_keys: Vec<Unknown>,
+    /// Milliseconds since the daemon started, by a clock that nobody sets: the axis of every total here.
+    #[serde(default)]
+    pub uptime_milliseconds: u64,
+    /// What the tunnel carried since the start.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// The same per second of late; none before the first seconds have passed.
+    #[serde(default)]
+    pub rates: Option<Rates>,
+    /// Live flows.
+    #[serde(default)]
+    pub flows: u64,
+    /// Refusals sent, to peers and to local programs: resets, ICMP errors.
+    #[serde(default)]
+    pub refusals_sent: u64,
+    /// Lines that the flow log should have and does not: they came faster than it takes them.
+    #[serde(default)]
+    pub flow_records_lost: u64,
+}
+
+/// Inner packets: `in` is what was let into the host, `out` what was sealed for peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// Packets let in.
+    pub packets_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+}
+
+/// [`Traffic`] per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rates {
+    /// Over how long it was measured.
+    pub over_milliseconds: u64,
+    /// Packets let in.
+    pub packets_in: u64,
+    /// Their bits.
+    pub bits_in: u64,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// Their bits.
+    pub bits_out: u64,
+}
+
+impl Traffic {
+    /// What came since `earlier`, per second. Counters that begin anew count from zero.
+    #[must_use]
+    pub fn since(&self, earlier: &Self, over: Duration) -> Rates {
+        let over_milliseconds = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
+        Rates {
+            over_milliseconds,
+            packets_in: per_second(self.packets_in, earlier.packets_in, 1, over_milliseconds),
+            bits_in: per_second(self.bytes_in, earlier.bytes_in, 8, over_milliseconds),
+            packets_out: per_second(self.packets_out, earlier.packets_out, 1, over_milliseconds),
+            bits_out: per_second(self.bytes_out, earlier.bytes_out, 8, over_milliseconds),
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets_in: self.packets_in.saturating_add(other.packets_in),
+            bytes_in: self.bytes_in.saturating_add(other.bytes_in),
+            packets_out: self.packets_out.saturating_add(other.packets_out),
+            bytes_out: self.bytes_out.saturating_add(other.bytes_out),
+        }
+    }
+}
+
+/// How many units of a counter came per second.
+fn per_second(now: u64, earlier: u64, unit: u64, over_milliseconds: u64) -> u64 {
+    let more = if now < earlier { now } else { now - earlier };
+    let per_second = u128::from(more) * u128::from(unit) * 1000 / u128::from(over_milliseconds.max(1));
+    u64::try_from(per_second).unwrap_or(u64::MAX)
 }
 
 /// Until when everything works with the coordinator away.
@@ -199,6 +281,9 @@ pub struct Offload {
     pub on: bool,
     /// Why not, or how often the kernel refused it; empty when all is well.
     pub detail: String,
+    /// What is done without it.
+    #[serde(default)]
+    pub fallback: String,
 }
 
 /// An admitted peer.
@@ -225,6 +310,36 @@ pub struct Peer {
     pub session_seconds: Option<u64>,
     /// Seconds since the peer's last message.
     pub silent_seconds: Option<u64>,
+    /// The largest inner packet that the path takes, in bytes; none where there is no tunnel to it yet.
+    #[serde(default)]
+    pub path_mtu: Option<u32>,
+    /// Its newest move from one address to another.
+    #[serde(default)]
+    pub roamed: Option<Roamed>,
+    /// Packets that wait for a session.
+    #[serde(default)]
+    pub waiting: u64,
+    /// What passed since some rule has linked the two.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// The same per second of late.
+    #[serde(default)]
+    pub rates: Option<Rates>,
+    /// Packets from or to it that were dropped, by reason.
+    #[serde(default)]
+    pub drops: BTreeMap<Reason, u64>,
+}
+
+/// A peer's move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Roamed {
+    /// Where it was before.
+    pub from: SocketAddr,
+    /// How long ago.
+    pub seconds_ago: u64,
+    /// How many moves there were.
+    pub count: u64,
 }
 
 /// A record that was refused.
@@ -349,4 +464,27 @@ pub struct FlowLine {
     pub audit: bool,
     /// How many alike.
     pub count: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_bits_and_packets_per_second_of_the_time_that_passed() {
+        let earlier = Traffic { packets_in: 10, bytes_in: 1_000, packets_out: 5, bytes_out: 50 };
+        let now = Traffic { packets_in: 30, bytes_in: 3_500, packets_out: 5, bytes_out: 50 };
+        let rates = now.since(&earlier, Duration::from_millis(500));
+        let expected = Rates { over_milliseconds: 500, packets_in: 40, bits_in: 40_000, packets_out: 0, bits_out: 0 };
+        assert_eq!(rates, expected);
+    }
+
+    #[test]
+    fn counters_that_began_anew_count_from_zero_and_no_time_is_no_division() {
+        let earlier = Traffic { packets_in: 1_000_000, bytes_in: u64::MAX, ..Traffic::default() };
+        let now = Traffic { packets_in: 7, bytes_in: 7, ..Traffic::default() };
+        let rates = now.since(&earlier, Duration::ZERO);
+        assert_eq!((rates.packets_in, rates.bits_in), (7_000, 56_000));
+        assert_eq!(earlier.since(&Traffic::default(), Duration::from_millis(1)).bits_in, u64::MAX);
+    }
 }
