@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod cert;
 pub mod check;
+pub mod completion;
 pub mod config;
 pub mod down;
 pub mod enrol;
@@ -12,6 +13,7 @@ pub mod failure;
 pub mod flows;
 pub mod output;
 pub mod ping;
+pub mod run;
 pub mod status;
 pub mod top;
 pub mod units;
@@ -36,7 +38,8 @@ Each command says where it is answered:
   [coordinator]  by the coordinator's admin API
   [either]       by whichever is asked
 
-Exit codes: 0 yes, 1 failed, 2 usage, 3 answer is no, 4 not ready, 5 not permitted, 6 not found, 7 conflict
+Exit codes: 0 yes, 1 failed, 2 usage, 3 answer is no, 4 not ready, 5 not permitted, 6 not found, 7 conflict;
+run ends as its program does
 Data goes to stdout, talk to stderr. JSON and YAML carry apiVersion and kind; fields are never renamed.
 
 First steps on a new machine:
@@ -85,6 +88,11 @@ enum Command {
     Enrol(enrol::Arguments),
     /// Run the node in the foreground [local]
     Up(up::Arguments),
+    /// Run a program behind a node of its own: the entrypoint of a container [local]
+    Run(run::Arguments),
+    /// Become the program of `warren run` [local]
+    #[command(hide = true)]
+    Launch(run::launch::Arguments),
     /// Stop the node of this host [local]
     Down(down::Arguments),
     /// How this node is doing, and how long without its coordinator [local]
@@ -107,6 +115,8 @@ enum Command {
     Config(config::Arguments),
     #[command(flatten)]
     Admin(admin::Command),
+    /// A script that completes this command line in bash, zsh or fish [local]
+    Completion(completion::Arguments),
     /// Versions of this program and of the protocols it speaks [local]
     Version,
 }
@@ -130,6 +140,8 @@ fn run(command: Command, context: &Context) -> Outcome {
     match command {
         Command::Enrol(arguments) => enrol::run(arguments, context),
         Command::Up(arguments) => up::run(arguments, context),
+        Command::Run(arguments) => run::run(arguments, context),
+        Command::Launch(arguments) => run::launch::run(arguments),
         Command::Down(arguments) => down::run(arguments, context),
         Command::Status(arguments) => status::run(arguments, context),
         Command::Top(arguments) => top::run(arguments, context),
@@ -141,6 +153,7 @@ fn run(command: Command, context: &Context) -> Outcome {
         Command::Cert(arguments) => cert::run(arguments, context),
         Command::Config(arguments) => config::run(arguments, context),
         Command::Admin(command) => admin::run(command, context),
+        Command::Completion(arguments) => completion::run(arguments, context),
         Command::Version => version::run(context),
     }
 }

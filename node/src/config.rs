@@ -13,6 +13,11 @@ use warren_proto::WorkloadName;
 
 use crate::data_plane::offload::Switches;
 
+mod schema;
+
+use schema::Form;
+pub use schema::schema;
+
 /// Where the file is when `--config` and `WARREN_CONFIG` name none.
 pub const DEFAULT_FILE: &str = "/etc/warren/warren.yaml";
 
@@ -157,6 +162,7 @@ struct LogDocument {
 struct Key {
     name: &'static str,
     variable: &'static str,
+    form: Form,
     show: fn(&Config) -> String,
     set: fn(&mut Config, &str) -> Result<(), String>,
 }
@@ -165,18 +171,21 @@ const KEYS: [Key; 16] = [
     Key {
         name: "state_dir",
         variable: "WARREN_STATE_DIR",
+        form: Form::Path,
         show: |c| c.state_dir.display().to_string(),
         set: |c, text| absolute(text).map(|path| c.state_dir = path),
     },
     Key {
         name: "socket",
         variable: "WARREN_SOCKET",
+        form: Form::Path,
         show: |c| c.socket.display().to_string(),
         set: |c, text| absolute(text).map(|path| c.socket = path),
     },
     Key {
         name: "workload",
         variable: "WARREN_WORKLOAD",
+        form: Form::Workload,
         show: |c| c.workload.as_ref().map(ToString::to_string).unwrap_or_default(),
         set: |c, text| {
             c.workload = if text.is_empty() {
@@ -190,30 +199,35 @@ const KEYS: [Key; 16] = [
     Key {
         name: "tunnel.device",
         variable: "WARREN_TUNNEL_DEVICE",
+        form: Form::Device,
         show: |c| c.tunnel.device.clone(),
         set: |c, text| device(text).map(|name| c.tunnel.device = name),
     },
     Key {
         name: "tunnel.port",
         variable: "WARREN_TUNNEL_PORT",
+        form: Form::Number(0, u16::MAX),
         show: |c| c.tunnel.port.to_string(),
         set: |c, text| number(text, 0, u16::MAX).map(|port| c.tunnel.port = port),
     },
     Key {
         name: "tunnel.mtu",
         variable: "WARREN_TUNNEL_MTU",
+        form: Form::Number(1280, 9000),
         show: |c| c.tunnel.mtu.to_string(),
         set: |c, text| number(text, 1280, 9000).map(|mtu| c.tunnel.mtu = mtu),
     },
     Key {
         name: "tunnel.workers",
         variable: "WARREN_TUNNEL_WORKERS",
+        form: Form::Number(0, 256),
         show: |c| c.tunnel.workers.to_string(),
         set: |c, text| number(text, 0, 256).map(|workers| c.tunnel.workers = workers),
     },
     Key {
         name: "tunnel.addresses",
         variable: "WARREN_TUNNEL_ADDRESSES",
+        form: Form::Addresses,
         show: |c| joined(&c.tunnel.addresses),
         set: |c, text| {
             list(text)
@@ -241,30 +255,35 @@ const KEYS: [Key; 16] = [
     Key {
         name: "tunnel.offload.tso",
         variable: "WARREN_TUNNEL_OFFLOAD_TSO",
+        form: Form::Switch,
         show: |c| c.tunnel.offload.tso.to_string(),
         set: |c, text| switch(text).map(|on| c.tunnel.offload.tso = on),
     },
     Key {
         name: "tunnel.offload.uso",
         variable: "WARREN_TUNNEL_OFFLOAD_USO",
+        form: Form::Switch,
         show: |c| c.tunnel.offload.uso.to_string(),
         set: |c, text| switch(text).map(|on| c.tunnel.offload.uso = on),
     },
     Key {
         name: "tunnel.offload.gso",
         variable: "WARREN_TUNNEL_OFFLOAD_GSO",
+        form: Form::Switch,
         show: |c| c.tunnel.offload.gso.to_string(),
         set: |c, text| switch(text).map(|on| c.tunnel.offload.gso = on),
     },
     Key {
         name: "tunnel.offload.gro",
         variable: "WARREN_TUNNEL_OFFLOAD_GRO",
+        form: Form::Switch,
         show: |c| c.tunnel.offload.gro.to_string(),
         set: |c, text| switch(text).map(|on| c.tunnel.offload.gro = on),
     },
     Key {
         name: "control.addresses",
         variable: "WARREN_CONTROL_ADDRESSES",
+        form: Form::Endpoints,
         show: |c| joined(&c.control_addresses),
         set: |c, text| {
             list(text)
@@ -276,6 +295,7 @@ const KEYS: [Key; 16] = [
     Key {
         name: "log.level",
         variable: "WARREN_LOG_LEVEL",
+        form: Form::Text,
         show: |c| c.log.level.clone(),
         set: |c, text| {
             tracing_subscriber::filter::EnvFilter::try_new(text)
@@ -286,6 +306,7 @@ const KEYS: [Key; 16] = [
     Key {
         name: "log.format",
         variable: "WARREN_LOG_FORMAT",
+        form: Form::Choice(&["human", "json"]),
         show: |c| match c.log.format {
             LogFormat::Human => "human".to_owned(),
             LogFormat::Json => "json".to_owned(),

@@ -27,6 +27,7 @@ mod path_mtu;
 mod revocations;
 mod roots;
 mod spoofing;
+mod run;
 mod strangers;
 mod suite;
 mod tutorial;
@@ -53,6 +54,7 @@ pub(crate) fn all() -> Vec<Trial> {
         forged::trials(),
         revocations::trials(),
         roots::trials(),
+        run::trials(),
         tutorial::trials(),
     ]
     .into_iter()

@@ -1,4 +1,4 @@
-//! `warren config show | validate | reference`.
+//! `warren config show | validate | reference | schema`.
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -13,7 +13,8 @@ Precedence: environment (WARREN_...), then the file, then the default.
 Examples:
   warren config show                       every key, its value, and where it comes from
   warren config validate && systemctl restart warren
-  warren config reference > warren.yaml    a file with every key documented")]
+  warren config reference > warren.yaml    a file with every key documented
+  warren config schema > warren.schema.json")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -27,6 +28,8 @@ enum Verb {
     Validate,
     /// Print a file with every key, its meaning and its default
     Reference,
+    /// Print the file's JSON schema, whatever -o says: for editors and generators
+    Schema,
 }
 
 #[derive(Serialize)]
@@ -52,6 +55,11 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
     match arguments.verb {
         Verb::Reference => {
             context.output.print(&Reference { text: config::REFERENCE })?;
+        }
+        Verb::Schema => {
+            let schema = serde_json::to_string_pretty(&config::schema())
+                .map_err(|error| Failure::new(Exit::Failed, "the schema cannot be written").cause(&error))?;
+            context.output.print_text(&schema)?;
         }
         Verb::Show => {
             let loaded = load(context)?;

@@ -6,29 +6,48 @@ use warren_proto::Reason;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
     /// Done, or the answer is yes.
-    Yes = 0,
+    Yes,
     /// It failed.
-    Failed = 1,
+    Failed,
     /// The command line or a file given to it is wrong.
-    Usage = 2,
+    Usage,
     /// It worked and the answer is no: denied, tests failed, differences or problems found.
-    No = 3,
+    No,
     /// The other side is not ready or did not answer in time.
-    NotReady = 4,
+    NotReady,
     /// The caller may not do this.
-    NotPermitted = 5,
+    NotPermitted,
     /// There is no such thing.
-    NotFound = 6,
+    NotFound,
     /// The object has changed since it was read.
-    Conflict = 7,
+    Conflict,
+    /// As the program that was run ended, or could not: `warren run`.
+    Program(u8),
+}
+
+impl Exit {
+    /// What the process ends with.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Yes => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::No => 3,
+            Self::NotReady => 4,
+            Self::NotPermitted => 5,
+            Self::NotFound => 6,
+            Self::Conflict => 7,
+            Self::Program(code) => code,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }
 

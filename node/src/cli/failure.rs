@@ -48,6 +48,13 @@ impl Failure {
         self
     }
 
+    /// The same with another exit code.
+    #[must_use]
+    pub fn ending_with(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
     /// Adds the cause in words.
     #[must_use]
     pub fn because(mut self, text: impl Into<String>) -> Self {

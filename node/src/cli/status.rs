@@ -156,7 +156,7 @@ impl Status {
             )
         });
         let mut text = format!(
-            "\ntraffic:   {of_late}since the start in {} ({} packets), out {} ({} packets); {} live flows",
+            "\ntraffic:   {of_late}since the start in {} ({} packets), out {} ({} packets); live flows: {}",
             bytes(self.traffic.bytes_in),
             amount(self.traffic.packets_in),
             bytes(self.traffic.bytes_out),

@@ -45,6 +45,14 @@ pub(super) struct Arguments {
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
+    parse_time(text)
+        .ok()
+        .filter(|interval| *interval >= SHORTEST)
+        .ok_or_else(|| "not a time from 100ms to 3600s".to_owned())
+}
+
+/// A time with its unit, up to an hour: `500ms`, `30s`.
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
     let number = |digits: &str| digits.parse::<u32>().ok();
     let parsed = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
         (Some(digits), _) => number(digits).map(|count| Duration::from_millis(count.into())),
@@ -52,8 +60,8 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
         (None, None) => None,
     };
     parsed
-        .filter(|interval| (SHORTEST..=Duration::from_secs(3600)).contains(interval))
-        .ok_or_else(|| "not a time from 100ms to 3600s".to_owned())
+        .filter(|time| *time <= Duration::from_secs(3600))
+        .ok_or_else(|| "not a time up to 3600s with its unit, ms or s".to_owned())
 }
 
 pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
@@ -112,12 +120,15 @@ async fn live(socket: &Path, arguments: &Arguments, coloured: bool) -> Outcome {
     ticks.tick().await;
     let mut view = View::new(arguments.sort, coloured);
     let mut shown: Result<Top, String> = Ok(sampler.empty());
+    let mut suspended = false;
     loop {
         let frame = match &shown {
             Ok(top) => view.frame(top, terminal.size()),
             Err(cause) => view.lost(cause, terminal.size()),
         };
-        terminal.draw(&frame).map_err(failed)?;
+        if !suspended {
+            terminal.draw(&frame).map_err(failed)?;
+        }
         tokio::select! {
             _ = ticks.tick() => if !view.is_held() {
                 shown = match look(socket).await {
@@ -128,12 +139,18 @@ async fn live(socket: &Path, arguments: &Arguments, coloured: bool) -> Outcome {
             keys = terminal.keys() => for key in keys.map_err(failed)? {
                 match key {
                     Key::Quit => return Ok(Exit::Yes),
-                    Key::Suspend => terminal.suspend().map_err(failed)?,
+                    Key::Suspend => {
+                        suspended = true;
+                        terminal.suspend().map_err(failed)?;
+                    }
                     key => view.press(key),
                 }
             },
             _ = resized.recv() => {}
-            _ = resumed.recv() => terminal.resume().map_err(failed)?,
+            _ = resumed.recv() => {
+                suspended = false;
+                terminal.resume().map_err(failed)?;
+            }
             () = ended.recv() => return Ok(Exit::Yes),
         }
     }

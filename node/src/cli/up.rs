@@ -1,5 +1,7 @@
 //! `warren up`: the node daemon, in the foreground.
 
+use rustix::process::{Signal, set_parent_process_death_signal};
+
 use super::{Context, Exit, Failure, Outcome, config};
 use crate::{daemon, telemetry};
 
@@ -13,9 +15,18 @@ Examples:
   warren up
   WARREN_LOG_LEVEL=debug warren up
   warren status --check ready              from another terminal")]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// Stop when the process that started this one ends, as under `warren run`.
+    #[arg(long, hide = true)]
+    until_parent_ends: bool,
+}
 
-pub(super) fn run(_arguments: Arguments, context: &Context) -> Outcome {
+pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
+    if arguments.until_parent_ends {
+        set_parent_process_death_signal(Some(Signal::TERM)).map_err(|errno| {
+            Failure::new(Exit::Failed, "the end of the process that started this one cannot be watched").cause(&errno)
+        })?;
+    }
     let config = config::load(context)?.config;
     telemetry::init(&config.log);
     tokio::runtime::Builder::new_multi_thread()

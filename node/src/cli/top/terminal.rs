@@ -91,7 +91,7 @@ impl Terminal {
         self.keys.recv().await.unwrap_or_else(|| Ok(vec![Key::Quit]))
     }
 
-    /// Leaves the terminal to the shell until it brings this process back.
+    /// Leaves the terminal to the shell. Nothing may be drawn before [`Self::resume`], which SIGCONT asks for.
     pub(super) fn suspend(&self) -> io::Result<()> {
         leave()?;
         Ok(kill_process(getpid(), Signal::STOP)?)
@@ -129,16 +129,17 @@ fn read_keys(send: &mpsc::Sender<io::Result<Vec<Key>>>) {
 
 fn enter() -> io::Result<()> {
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
-    if found.is_some() {
-        return Ok(());
-    }
-    let before = tcgetattr(io::stdin())?;
+    // A shell that stopped and resumed us has put in its own modes; what was found at first is what is put back.
+    let before = match found.take() {
+        Some(before) => before,
+        None => tcgetattr(io::stdin())?,
+    };
     let mut modes = before.clone();
     modes.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN);
     modes.special_codes[SpecialCodeIndex::VMIN] = 1;
     modes.special_codes[SpecialCodeIndex::VTIME] = 0;
-    tcsetattr(io::stdin(), OptionalActions::Now, &modes)?;
     *found = Some(before);
+    tcsetattr(io::stdin(), OptionalActions::Now, &modes)?;
     put(ENTER)
 }
 

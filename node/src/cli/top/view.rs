@@ -67,7 +67,7 @@ pub(super) struct View {
     coloured: bool,
 }
 
-/// A column: heading, least width, and whether figures stand at its right.
+/// A column: heading, least width (it grows with what stands in it), and whether figures stand at its right.
 struct Column {
     heading: &'static str,
     width: usize,
@@ -111,6 +111,8 @@ const COLUMNS: [Column; 9] = [
     },
 ];
 
+/// Most of a peer's name that is shown where it would push out figures.
+const LONGEST_NAME: usize = 40;
 /// Most reasons that the view shows; `warren status` has all.
 const REASONS: usize = 5;
 
@@ -150,14 +152,13 @@ impl View {
         self.first = self.first.min(peers.len().saturating_sub(room));
         let mut lines = head;
         lines.push(String::new());
-        let (columns, spare) = fitting(width);
-        lines.push(self.heading(&row(&columns, spare, |column| column.heading.to_owned()), width));
+        let shown = &peers[self.first..(self.first + room).min(peers.len())];
+        let columns = fitting(shown, width);
+        lines.push(self.heading(&row(&columns, |column| column.heading.to_owned()), width));
         if peers.is_empty() {
             lines.push("no peers: no rule links this node to another".to_owned());
         }
-        lines.extend(
-            peers.iter().skip(self.first).take(room).map(|peer| row(&columns, spare, |column| (column.cell)(peer))),
-        );
+        lines.extend(shown.iter().map(|peer| row(&columns, |column| (column.cell)(peer))));
         lines.truncate(height.saturating_sub(1));
         while lines.len() + 1 < height {
             lines.push(String::new());
@@ -255,25 +256,26 @@ fn worst(top: &Top) -> impl Iterator<Item = (&'static str, Drops)> {
     all.into_iter().take(REASONS)
 }
 
-/// The columns that fit, and what is left over for the first one. At least names are shown.
-fn fitting(width: usize) -> (Vec<&'static Column>, usize) {
-    let mut columns = Vec::new();
+/// The columns that fit, with their widths. At least names are shown.
+fn fitting(peers: &[TopPeer], width: usize) -> Vec<(&'static Column, usize)> {
+    let mut columns: Vec<(&Column, usize)> = Vec::new();
     let mut used = 0;
     for column in &COLUMNS {
-        let gap = if columns.is_empty() { 0 } else { 2 };
-        if !columns.is_empty() && used + gap + column.width > width {
+        let longest = peers.iter().map(|peer| printable(&(column.cell)(peer)).chars().count()).max().unwrap_or(0);
+        let own = longest.max(column.width);
+        let (gap, own) = if columns.is_empty() { (0, own.min(LONGEST_NAME)) } else { (2, own) };
+        if !columns.is_empty() && used + gap + own > width {
             break;
         }
-        used += gap + column.width;
-        columns.push(column);
+        used += gap + own;
+        columns.push((column, own));
     }
-    (columns, width.saturating_sub(used).min(22))
+    columns
 }
 
-fn row(columns: &[&Column], spare: usize, cell: impl Fn(&Column) -> String) -> String {
-    let cells = columns.iter().enumerate().map(|(number, column)| {
-        let width = column.width + if number == 0 { spare } else { 0 };
-        let text = printable(&cell(column));
+fn row(columns: &[(&Column, usize)], cell: impl Fn(&Column) -> String) -> String {
+    let cells = columns.iter().map(|(column, width)| {
+        let text: String = printable(&cell(column)).chars().take(*width).collect();
         if column.right { format!("{text:>width$}") } else { format!("{text:<width$}") }
     });
     cells.collect::<Vec<_>>().join("  ")
