@@ -2,6 +2,7 @@
 //! [`Output`] and says how it ended with an [`Exit`].
 
 pub mod admin;
+pub mod bugreport;
 pub mod cert;
 pub mod check;
 pub mod completion;
@@ -13,6 +14,7 @@ pub mod failure;
 pub mod flows;
 pub mod output;
 pub mod ping;
+pub mod reload;
 pub mod run;
 pub mod status;
 pub mod top;
@@ -93,6 +95,8 @@ enum Command {
     /// Become the program of `warren run` [local]
     #[command(hide = true)]
     Launch(run::launch::Arguments),
+    /// Read the configuration again: what can change changes, the rest is named [local]
+    Reload(reload::Arguments),
     /// Stop the node of this host [local]
     Down(down::Arguments),
     /// How this node is doing, and how long without its coordinator [local]
@@ -115,6 +119,8 @@ enum Command {
     Config(config::Arguments),
     #[command(flatten)]
     Admin(admin::Command),
+    /// One document for whoever helps: status, counters, refusals; no secrets [local]
+    Bugreport(bugreport::Arguments),
     /// A script that completes this command line in bash, zsh or fish [local]
     Completion(completion::Arguments),
     /// Versions of this program and of the protocols it speaks [local]
@@ -142,6 +148,7 @@ fn run(command: Command, context: &Context) -> Outcome {
         Command::Up(arguments) => up::run(arguments, context),
         Command::Run(arguments) => run::run(arguments, context),
         Command::Launch(arguments) => run::launch::run(arguments),
+        Command::Reload(arguments) => reload::run(arguments, context),
         Command::Down(arguments) => down::run(arguments, context),
         Command::Status(arguments) => status::run(arguments, context),
         Command::Top(arguments) => top::run(arguments, context),
@@ -153,6 +160,7 @@ fn run(command: Command, context: &Context) -> Outcome {
         Command::Cert(arguments) => cert::run(arguments, context),
         Command::Config(arguments) => config::run(arguments, context),
         Command::Admin(command) => admin::run(command, context),
+        Command::Bugreport(arguments) => bugreport::run(arguments, context),
         Command::Completion(arguments) => completion::run(arguments, context),
         Command::Version => version::run(context),
     }

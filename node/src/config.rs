@@ -397,6 +397,18 @@ impl Loaded {
     }
 }
 
+/// The keys whose values differ, in the reference's order.
+#[must_use]
+pub fn changes(before: &Config, after: &Config) -> Vec<&'static str> {
+    KEYS.iter().filter(|key| (key.show)(before) != (key.show)(after)).map(|key| key.name).collect()
+}
+
+/// A file's text alone, without an environment.
+#[cfg(test)]
+pub(crate) fn from_text(text: &str) -> Result<Config, ConfigError> {
+    parse(text, "warren.yaml", |_| None).map(|loaded| loaded.config)
+}
+
 /// What is wrong with a configuration, and where.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -531,7 +543,8 @@ pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&
         .map(|(_, candidate)| candidate)
 }
 
-fn list(text: &str) -> impl Iterator<Item = &str> {
+/// The items of a list as the environment writes it.
+pub fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 

@@ -9,9 +9,11 @@
 //! daemon, and what is left behind are the `unreachable` routes that keep overlay traffic off the underlay.
 
 pub mod meter;
+pub mod reload;
 pub mod surface;
 pub mod tunnel;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +36,9 @@ use crate::mesh::{Mesh, MeshHandle, Start};
 use crate::snapshot;
 use crate::state_dir::StateDir;
 use crate::stop::{self, Stop, Stopper};
+use crate::telemetry::SetLevel;
 use meter::Meter;
+use reload::{Live, Reloader, Reread};
 use surface::Surface;
 
 /// A clean stop must fit into what supervisors allow (systemd 90 s, Kubernetes 30 s).
@@ -47,7 +51,7 @@ const ADDRESS_CHECK: Duration = Duration::from_secs(15);
 const WANTED: usize = 4;
 
 /// Runs the node until SIGTERM, SIGINT, `warren down` or a fatal fault. `Ok` is a clean stop.
-pub async fn run(config: Config) -> Result<(), Refusal> {
+pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), Refusal> {
     // No core dump and no debugger of the same user gets at the keys in memory.
     if let Err(errno) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         warn!("this process can be dumped: {}", std::io::Error::from(errno));
@@ -103,6 +107,9 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
     let (ready, ready_watch) = watch::channel(false);
     let (questions, asked) = mpsc::unbounded_channel();
     let flows = Arc::new(FlowLog::default());
+    let (addresses, configured) = watch::channel(config.tunnel.addresses.clone());
+    let (coordinators, dialled) = watch::channel(config.control_addresses.clone());
+    let reloader = Reloader::new(config.clone(), reread, Live { level, addresses, coordinators });
     let surface = Arc::new(Surface {
         identity: identity_watch.clone(),
         view: handle.view(),
@@ -115,17 +122,19 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
         stopper: stopper.clone(),
         started: clock.now().monotonic,
         meter: Meter::default(),
+        reloader,
     });
 
     let mesh = mesh.start();
     let mut tasks = Tasks::default();
+    tasks.spawn("reload", reload_on_hangup(surface.clone(), stop.clone()));
     let measured = surface.clone();
     let until = stop.clone();
     tasks.spawn("meter", ends_well(async move { measured.measure(until).await }));
     tasks.spawn("local-api", ends_well(local_api.run(surface, stop.clone())));
     let control = Control {
         identity: identity_watch,
-        addresses: config.control_addresses,
+        addresses: dialled,
         mesh: handle.clone(),
         clock: clock.clone(),
         facts,
@@ -149,12 +158,7 @@ pub async fn run(config: Config) -> Result<(), Refusal> {
     };
     tasks.spawn("renewal", ends_well(renewal.run()));
     tasks.spawn("clock", ends_well(watch_clock(clock.clone(), stop.clone())));
-    if config.tunnel.addresses.is_empty() {
-        tasks.spawn("addresses", ends_well(watch_addresses(report, device, stop.clone())));
-    } else {
-        // What was configured is what is reported, for as long as the daemon runs.
-        tasks.spawn("addresses", ends_well(hold(report, stop.clone())));
-    }
+    tasks.spawn("addresses", ends_well(watch_addresses(report, configured, device, stop.clone())));
     tasks.spawn("notify", ends_well(notify(ready_watch, handle.clone(), stop.clone())));
     let around =
         tunnel::Around { mesh: handle.clone(), overlay, flows, clock, questions: asked, ready, stop: stop.clone() };
@@ -235,31 +239,50 @@ async fn ends_well(work: impl Future<Output = ()>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Reports where this host can be dialled, and again when that has changed.
-async fn watch_addresses(report: watch::Sender<Facts>, device: u32, stop: Stop) {
-    let mut ticks = tokio::time::interval(ADDRESS_CHECK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// SIGHUP is the old word for `warren reload`; without a listener it would end the daemon.
+async fn reload_on_hangup(surface: Arc<Surface>, stop: Stop) -> Result<(), Refusal> {
+    let mut hangup = signal(SignalKind::hangup())
+        .map_err(|error| Refusal::new(Reason::Internal, format!("signals cannot be taken: {error}")))?;
     loop {
         tokio::select! {
-            _ = ticks.tick() => match dialable_addresses(device) {
-                Ok(addresses) => {
-                    report.send_if_modified(|facts| {
-                        let changed = facts.addresses != addresses;
-                        facts.addresses = addresses;
-                        changed
-                    });
-                }
-                Err(error) => warn!("this host's addresses cannot be listed: {error}"),
+            _ = hangup.recv() => if let Err(refusal) = surface.reload() {
+                error!(reason = refusal.reason.name(), next = refusal.hint, "SIGHUP: {refusal}");
             },
-            () = stop.stopped() => return,
+            () = stop.stopped() => return Ok(()),
         }
     }
 }
 
-/// Keeps a report that does not change.
-async fn hold(report: watch::Sender<Facts>, stop: Stop) {
-    stop.stopped().await;
-    drop(report);
+/// Reports where this host can be dialled: what is configured, else every address of its own; and again when that has
+/// changed.
+async fn watch_addresses(
+    report: watch::Sender<Facts>,
+    mut configured: watch::Receiver<Vec<IpAddr>>,
+    device: u32,
+    stop: Stop,
+) {
+    let mut ticks = tokio::time::interval(ADDRESS_CHECK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // The sender lives as long as the local API; its end is the daemon's.
+            Ok(()) = configured.changed() => {}
+            () = stop.stopped() => return,
+        }
+        let told = configured.borrow().clone();
+        let addresses = if told.is_empty() { dialable_addresses(device) } else { Ok(told) };
+        match addresses {
+            Ok(addresses) => {
+                report.send_if_modified(|facts| {
+                    let changed = facts.addresses != addresses;
+                    facts.addresses = addresses;
+                    changed
+                });
+            }
+            Err(error) => warn!("this host's addresses cannot be listed: {error}"),
+        }
+    }
 }
 
 /// Names a clock that was set: certificates are judged by it, and people look elsewhere first.

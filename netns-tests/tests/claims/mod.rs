@@ -22,6 +22,7 @@ mod forged;
 mod guard;
 mod ingress;
 mod lab_itself;
+mod operate;
 mod outage;
 mod path_mtu;
 mod revocations;
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Vec<Trial> {
         forged::trials(),
         revocations::trials(),
         roots::trials(),
+        operate::trials(),
         run::trials(),
         tutorial::trials(),
     ]

@@ -3,11 +3,12 @@
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::{Context, Exit, Failure, Outcome, config};
+use crate::daemon::reload::Reread;
 use crate::{daemon, telemetry};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Runs until SIGTERM, SIGINT or `warren down`. Starts closed: nothing passes before a policy that the coordinator signed is in force, and with the coordinator away the last one is. Needs CAP_NET_ADMIN and /dev/net/tun; says so if they are missing.
+Runs until SIGTERM, SIGINT or `warren down`; SIGHUP reads the configuration again (see `warren reload`). Starts closed: nothing passes before a policy that the coordinator signed is in force, and with the coordinator away the last one is. Needs CAP_NET_ADMIN and /dev/net/tun; says so if they are missing.
 
 Logs go to stderr (log.level and log.format in warren.yaml). Under systemd it tells when it is ready and feeds the watchdog.
 
@@ -28,13 +29,17 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
         })?;
     }
     let config = config::load(context)?.config;
-    telemetry::init(&config.log);
+    let level = telemetry::init(&config.log);
+    let file = context.config.clone();
+    let reread: Reread = Box::new(move || {
+        crate::config::load(file.as_deref(), |name| std::env::var_os(name)).map(|loaded| loaded.config)
+    });
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("warren")
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, "the async runtime does not start").cause(&error))?
-        .block_on(daemon::run(config))?;
+        .block_on(daemon::run(config, level, reread))?;
     Ok(Exit::Yes)
 }

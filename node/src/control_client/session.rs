@@ -77,8 +77,8 @@ pub struct Facts {
 pub struct Control {
     /// Who this node is; a renewed certificate is used by the next link.
     pub identity: watch::Receiver<Arc<NodeIdentity>>,
-    /// Configured coordinators; empty uses those of enrolment.
-    pub addresses: Vec<String>,
+    /// Configured coordinators, for the next link; empty uses those of enrolment.
+    pub addresses: watch::Receiver<Vec<String>>,
     /// The owner of what comes over the link.
     pub mesh: MeshHandle,
     /// The time.
@@ -158,6 +158,9 @@ impl Control {
         let only_renews = not_after <= self.clock.now().unix;
         let issued_at = not_before.plus(CLOCK_SKEW);
         let addresses = if self.addresses.is_empty() { &identity.coordinators } else { &self.addresses };
+        let only_renews = issue::node_validity(&identity.chain)?.1 <= self.clock.now().unix;
+        let configured = self.addresses.borrow_and_update().clone();
+        let addresses = if configured.is_empty() { &identity.coordinators } else { &configured };
         let link = Arc::new(Link::connect(addresses, tls).await?);
         let mut frames = link.open(MAX_CONTROL_FRAME).await?;
         frames.send.send(&frame(wire::node_frame::Frame::Hello(self.hello())), MAX_NODE_FRAME).await?;

@@ -15,6 +15,7 @@ use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{SpiffeId, UnixTime, WorkloadName};
 
 use super::meter::{self, Meter, Sample, node_traffic};
+use super::reload::Reloader;
 use super::tunnel::{TunnelFacts, TunnelStatus};
 use crate::certificates::key_store::NodeIdentity;
 use crate::certificates::rotator::Validity;
@@ -24,8 +25,8 @@ use crate::control_client::session::LinkState;
 use crate::data_plane::offload::{OffloadState, Offloads};
 use crate::flow_log::FlowLog;
 use crate::local_api::types::{
-    Control, Explanation, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Roamed, Span, Status,
-    Survival, Tunnel, Unknown,
+    Control, Explanation, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Reloaded, Roamed, Span,
+    Status, Survival, Tunnel, Unknown,
 };
 use crate::mesh_view::{Holder, MeshView, OwnInstance};
 use crate::stop::{Stop, Stopper};
@@ -58,12 +59,19 @@ pub struct Surface {
     pub started: Duration,
     /// What passed of late.
     pub meter: Meter,
+    /// Reads the configuration again.
+    pub reloader: Reloader,
 }
 
 impl Surface {
     /// Gives the word to stop.
     pub fn stop(&self) {
         self.stopper.stop();
+    }
+
+    /// Reads the configuration again.
+    pub fn reload(&self) -> Result<Reloaded, Refusal> {
+        self.reloader.reload()
     }
 
     /// What was judged.

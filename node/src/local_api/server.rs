@@ -166,6 +166,7 @@ async fn answer(
         Request::Why { source, destination, port, protocol } => {
             reply(send, &result(surface.why(source, destination, *port, protocol))).await
         }
+        Request::Reload => reply(send, &result(surface.reload())).await,
         Request::Flows { verdict, limit, follow } => flows(surface, receive, send, *verdict, *limit, *follow).await,
         Request::Stop => {
             surface.stop();

@@ -17,8 +17,10 @@ use super::types::{Answer, FlowLine, FlowVerdict, Holders, Request, Status};
 use crate::certificates::key_store::{Chain, NodeIdentity, SigningKey, StoredBundle};
 use crate::cli::Exit;
 use crate::clock::{Clock, Reading};
+use crate::config::Config;
 use crate::control_client::session::LinkState;
 use crate::daemon::meter::Meter;
+use crate::daemon::reload::{Live, Reloader};
 use crate::daemon::surface::Surface;
 use crate::daemon::tunnel::TunnelFacts;
 use crate::data_plane::offload::{Offloads, Switches};
@@ -72,6 +74,15 @@ fn rig() -> Rig {
         stopper: Arc::new(stopper),
         started: Duration::ZERO,
         meter: Meter::default(),
+        reloader: Reloader::new(
+            Config::default(),
+            Box::new(|| Ok(Config::default())),
+            Live {
+                level: Arc::new(|_| Ok(())),
+                addresses: watch::channel(Vec::new()).0,
+                coordinators: watch::channel(Vec::new()).0,
+            },
+        ),
     };
     let api = LocalApi::bind(&socket).expect("listens");
     tokio::spawn(api.run(Arc::new(surface), stop.clone()));

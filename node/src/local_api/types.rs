@@ -41,6 +41,8 @@ pub enum Request {
         /// Go on with every new one.
         follow: bool,
     },
+    /// Read the configuration again: [`Reloaded`].
+    Reload,
     /// Stop, as on SIGTERM: answers when the word is given.
     Stop,
 }
@@ -171,6 +173,16 @@ fn per_second(now: u64, earlier: u64, unit: u64, over_milliseconds: u64) -> u64 
     let more = if now < earlier { now } else { now - earlier };
     let per_second = u128::from(more) * u128::from(unit) * 1000 / u128::from(over_milliseconds.max(1));
     u64::try_from(per_second).unwrap_or(u64::MAX)
+}
+
+/// What a configuration read again has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reloaded {
+    /// Keys that differed and are in force now.
+    pub applied: Vec<String>,
+    /// Keys that differ and stay as they were until the daemon is restarted.
+    pub needs_restart: Vec<String>,
 }
 
 /// Until when everything works with the coordinator away.
