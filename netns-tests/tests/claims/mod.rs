@@ -29,6 +29,7 @@ mod revocations;
 mod roots;
 mod spoofing;
 mod run;
+mod spoofing;
 mod strangers;
 mod suite;
 mod tutorial;
