@@ -27,7 +27,6 @@ mod outage;
 mod path_mtu;
 mod revocations;
 mod roots;
-mod spoofing;
 mod run;
 mod spoofing;
 mod strangers;

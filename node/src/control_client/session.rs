@@ -157,8 +157,6 @@ impl Control {
         let (not_before, not_after) = issue::node_validity(&identity.chain)?;
         let only_renews = not_after <= self.clock.now().unix;
         let issued_at = not_before.plus(CLOCK_SKEW);
-        let addresses = if self.addresses.is_empty() { &identity.coordinators } else { &self.addresses };
-        let only_renews = issue::node_validity(&identity.chain)?.1 <= self.clock.now().unix;
         let configured = self.addresses.borrow_and_update().clone();
         let addresses = if configured.is_empty() { &identity.coordinators } else { &configured };
         let link = Arc::new(Link::connect(addresses, tls).await?);
