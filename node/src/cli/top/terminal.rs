@@ -166,8 +166,8 @@ fn keys_of(bytes: &[u8]) -> Vec<Key> {
         match *first {
             3 | 4 | b'q' | b'Q' => keys.push(Key::Quit),
             26 => keys.push(Key::Suspend),
-            0x1b => match after {
-                [b'[' | b'O', tail @ ..] => {
+            0x1b => {
+                if let [b'[' | b'O', tail @ ..] = after {
                     let end = tail.iter().position(|byte| (0x40..=0x7e).contains(byte));
                     match end.and_then(|end| tail.get(end)) {
                         Some(b'A') => keys.push(Key::Up),
@@ -176,8 +176,7 @@ fn keys_of(bytes: &[u8]) -> Vec<Key> {
                     }
                     rest = end.and_then(|end| tail.get(end + 1..)).unwrap_or_default();
                 }
-                _ => {}
-            },
+            }
             b'k' => keys.push(Key::Up),
             b'j' => keys.push(Key::Down),
             byte if byte.is_ascii_graphic() || byte == b' ' => keys.push(Key::Char(byte.into())),
