@@ -28,6 +28,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn reload() -> Result<()> {
     let (_mesh, web, mut bank) = web_and_bank(&[])?;
     wait_until_allowed(&web, &bank)?;
+    // Asked for while the file is one that a command takes.
+    let api = bank.at(8080)?;
     let unchanged = bank.say(&["reload"])?.expect(0)?;
     ensure!(unchanged.stdout.contains("nothing differs"), "{unchanged:?}");
     // A refusal is a line of level info.
@@ -52,7 +54,7 @@ fn reload() -> Result<()> {
         let log = bank.process()?.log_text();
         Ok(log.contains("tunnel.mtu") && log.contains("nothing was changed"))
     })?;
-    must_answer(&web, bank.at(8080)?)?;
+    must_answer(&web, api)?;
     let before = bank.process()?.log_text().matches("configuration read again").count();
     bank.configure("tunnel: { mtu: 1420 }\n")?;
     bank.process()?.signal(Signal::SIGHUP)?;
