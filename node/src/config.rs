@@ -239,6 +239,7 @@ const KEYS: [Key; 16] = [
     Key {
         name: "tunnel.suite",
         variable: "WARREN_TUNNEL_SUITE",
+        form: Form::Choice(&["auto", "chacha20-poly1305"]),
         show: |c| match c.tunnel.suite {
             SuiteChoice::Auto => "auto".to_owned(),
             SuiteChoice::ChaCha20Poly1305 => "chacha20-poly1305".to_owned(),
