@@ -219,7 +219,8 @@ fn orphans() -> Result<()> {
     for way in WAYS {
         let script = "for i in $(seq 100); do (sh -c 'exit 0' &); done; echo > $HERE/forked
             while [ ! -e $HERE/on ]; do sleep 0.05; done; rm $HERE/on
-            setsid sh -c 'echo > $HERE/left; exec sleep 1234.5' & exit 4";
+            setsid sh -c 'echo > $HERE/left; exec sleep 1234.5' &
+            while [ ! -e $HERE/left ]; do sleep 0.05; done; exit 4";
         let mut run = Run::script(&web, way, &[], script)?;
         wait_for(&web, "forked", &mut run)?;
         let wrapper = run.wrapper()?;
