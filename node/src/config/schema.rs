@@ -154,7 +154,8 @@ mod tests {
         let mut found = Vec::new();
         leaves(&schema, "", &mut found);
         let mut known: Vec<_> = KEYS.iter().map(|key| key.name.to_owned()).collect();
-        (found.sort(), known.sort());
+        found.sort();
+        known.sort();
         assert_eq!(found, known);
         for key in &KEYS {
             let property = at(&schema, key.name);
