@@ -88,7 +88,7 @@ impl Clock {
         self.floor.load().at((self.source)().boot)
     }
 
-    /// How far the wall clock is behind the floor: beyond [`JUMP`] it is wrong, whatever the reason.
+    /// How far the wall clock is behind the floor: beyond `JUMP` it is wrong, whatever the reason.
     #[must_use]
     pub fn behind(&self) -> Option<Duration> {
         let wall = (self.source)().wall;
