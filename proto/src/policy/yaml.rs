@@ -115,8 +115,8 @@ pub(super) fn parse(file: &str, chunk: Chunk<'_>, findings: &mut Findings) -> Op
         findings.error(file, first, Code::TooLarge, message, "split it into several objects");
         return None;
     }
-    if chunk.text.contains('\u{feff}') {
-        findings.error(file, first, Code::ForbiddenYaml, "the text has a byte order mark", "save it as plain UTF-8");
+    if let Some((at, what, hint)) = forbidden_character(chunk) {
+        findings.error(file, at, Code::ForbiddenYaml, format!("the text has {what}"), hint);
         return None;
     }
     let before = findings.len();
@@ -158,6 +158,30 @@ pub(super) fn parse(file: &str, chunk: Chunk<'_>, findings: &mut Findings) -> Op
     }
     let root = reader.root.take();
     if findings.len() == before { root } else { None }
+}
+
+/// The first character that some YAML readers refuse, skip or take for the end of a line where others do not: its
+/// place, what it is, and the next step. Behind this check every reader counts the same lines.
+fn forbidden_character(chunk: Chunk<'_>) -> Option<(Position, String, &'static str)> {
+    for (line, text) in (chunk.line..).zip(chunk.text.split('\n')) {
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        for (column, character) in (1..).zip(text.chars()) {
+            let (what, hint) = match character {
+                '\t' => continue,
+                '\u{feff}' => ("a byte order mark".to_owned(), "save it as plain UTF-8"),
+                '\r' => ("a carriage return without a line feed".to_owned(), "end lines with LF or CR LF"),
+                '\u{85}' | '\u{2028}' | '\u{2029}' => {
+                    (format!("the line separator U+{:04X}", u32::from(character)), "end lines with LF or CR LF")
+                }
+                _ if character.is_control() => {
+                    (format!("the control character U+{:04X}", u32::from(character)), "remove it")
+                }
+                _ => continue,
+            };
+            return Some((Position { line, column }, what, hint));
+        }
+    }
+    None
 }
 
 fn clamp(value: usize) -> u32 {

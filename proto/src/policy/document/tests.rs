@@ -119,6 +119,11 @@ fn yaml_that_two_readers_could_read_differently_is_refused_where_it_stands() {
     refused("kind: Group\nname: g\nmembers: [a/b]\n---\n# nothing\n", Code::Empty, 5, 1, "the document is empty");
     refused("", Code::Empty, 1, 1, "the document is empty");
     refused("\u{feff}kind: Group\n", Code::ForbiddenYaml, 1, 1, "byte order mark");
+    refused("kind: Group\nname: g\rmembers: [a/b]\n", Code::ForbiddenYaml, 2, 8, "carriage return without a line feed");
+    refused("kind: Group\nname: \"g\u{2028}\"\n", Code::ForbiddenYaml, 2, 9, "the line separator U+2028");
+    refused("kind: Group\nname: \"g\u{1b}[2J\"\n", Code::ForbiddenYaml, 2, 9, "the control character U+001B");
+    let windows = read("kind: Group\r\nname: g\r\nmembers: [a/b]\r\n");
+    assert!(windows.is_ok(), "lines that end with CR LF are lines");
 }
 
 #[test]
@@ -388,7 +393,7 @@ proptest! {
     #[test]
     fn no_text_panics_and_every_error_points_into_the_text(text in ".{0,300}") {
         if let Err(list) = read(&text) {
-            let lines = u32::try_from(text.split('\n').count()).unwrap() + 2;
+            let lines = u32::try_from(text.split('\n').count()).unwrap() + 1;
             prop_assert!(list.iter().all(|finding| finding.line >= 1 && finding.line <= lines && finding.column >= 1));
         }
     }
