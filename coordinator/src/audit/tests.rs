@@ -1,3 +1,5 @@
+//! The hash chain: it verifies, and a changed, removed or added row is found.
+
 use super::*;
 use crate::store::{Commit, Options, Outcome, Seams, SledStore};
 

@@ -1,3 +1,5 @@
+//! What the authority issues and what it refuses to: profiles, lifetimes, key files.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! The projection of the registry to one node's scope, against hand-made cases and properties.
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

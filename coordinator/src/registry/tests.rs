@@ -1,3 +1,5 @@
+//! The registry over a real store: enrolment, tokens, addresses, revocations, policy revisions.
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;

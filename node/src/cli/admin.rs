@@ -27,13 +27,13 @@ pub(super) enum Command {
     Policy(policy::Arguments),
     /// Join tokens: what a new machine is enrolled with [coordinator]
     Token(tokens::Arguments),
-    /// Nodes: list, show, revoke, forget [coordinator]
+    /// Nodes: list, show, revoke, forget, say what they may hold [coordinator]
     Node(nodes::Arguments),
     /// Workloads: identities and their running copies [coordinator]
     Workload(workloads::Workloads),
     /// Services: what policy declares and who may reach it [coordinator]
     Service(workloads::Services),
-    /// Revocations in force [coordinator]
+    /// End trust before its time; what is in force [coordinator]
     Revocation(revocations::Arguments),
     /// The log of every change and issuance [coordinator]
     Audit(audit::Arguments),

@@ -1,3 +1,5 @@
+//! The configuration file: what is read, and what is refused with its line.
+
 use super::*;
 
 fn file(text: &str) -> Result<Loaded, ConfigError> {

@@ -1,3 +1,5 @@
+//! Files of the state directory: atomic, tight, and refused when half-written.
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Each certificate profile reads back, and each deviation is refused by name.
+
 use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
 

@@ -1,3 +1,5 @@
+//! Frames read back whole; lengths are capped; arbitrary bytes never panic.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Whom the two ends of the control link take each other for.
+
 use rcgen::CertificateParams;
 
 use super::*;

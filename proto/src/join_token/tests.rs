@@ -1,3 +1,5 @@
+//! Join tokens read back, and a mistyped one is told apart.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Manifests, scopes and deltas: digests hold and lies are refused.
+
 use proptest::prelude::*;
 use prost::Message;
 

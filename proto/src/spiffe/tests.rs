@@ -1,3 +1,5 @@
+//! SPIFFE ids: the standard's limits, and a round trip.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Trust bundles: what may be in one.
+
 use super::*;
 use crate::certificate::test_certificates::{Ca, Mesh, authority, uri};
 

@@ -1,3 +1,5 @@
+//! The sled store under crashes, torn files and flipped bits, beside the conformance suite.
+
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};

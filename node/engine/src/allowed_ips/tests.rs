@@ -1,3 +1,5 @@
+//! Longest-prefix match against a linear search.
+
 use std::net::Ipv4Addr;
 
 use proptest::prelude::*;

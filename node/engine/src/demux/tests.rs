@@ -1,3 +1,5 @@
+//! Datagrams of every shape are told apart or refused, within their limits.
+
 use proptest::prelude::*;
 use rand::SeedableRng;
 

@@ -1,3 +1,5 @@
+//! The slow path with virtual time: peers, handshakes, generations, attacks.
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

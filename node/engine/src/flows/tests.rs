@@ -1,3 +1,5 @@
+//! The flow table: direction, expiry, eviction, generations.
+
 use std::collections::HashMap as Model;
 use std::net::Ipv4Addr;
 

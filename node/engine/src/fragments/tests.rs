@@ -1,3 +1,5 @@
+//! Fragments are judged by their first one or not at all.
+
 use super::*;
 use crate::testing::{Build, fragment};
 

@@ -1,3 +1,5 @@
+//! The wrapper around boringtun: cookies, replays, low-order keys, limits.
+
 use std::net::Ipv4Addr;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! `verify` accepts a good record and refuses each fault for its own reason.
+
 use rcgen::{CertificateParams, CustomExtension, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use warren_proto::peer_map::{Revocation, RevocationTarget};
 

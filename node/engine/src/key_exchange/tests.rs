@@ -1,3 +1,5 @@
+//! The hybrid key exchange: both sides agree, and no altered message is taken.
+
 use proptest::prelude::*;
 
 use super::parts::{self, Assembly, ETHERNET_LIMIT, MINIMUM_LIMIT};

@@ -1,3 +1,5 @@
+//! The checked packet view against arbitrary and damaged bytes.
+
 use proptest::prelude::*;
 
 use super::*;

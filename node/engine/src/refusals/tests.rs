@@ -1,3 +1,5 @@
+//! Resets and ICMP answers are well-formed, true and limited.
+
 use proptest::prelude::*;
 
 use super::*;

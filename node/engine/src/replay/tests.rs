@@ -1,3 +1,5 @@
+//! The replay window against a set of all counters seen.
+
 use std::collections::HashSet;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Splitting and merging are each other's inverse, and nothing wrong is hidden by them.
+
 use std::net::IpAddr;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Sealing and opening with both suites, key separation, and counters.
+
 use proptest::prelude::*;
 
 use super::*;

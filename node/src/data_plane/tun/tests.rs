@@ -1,3 +1,5 @@
+//! The TUN device's system calls under injected errors.
+
 use std::os::unix::net::UnixDatagram;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The UDP sockets' system calls under injected errors.
+
 use std::net::UdpSocket as Plain;
 use std::time::Duration;
 
