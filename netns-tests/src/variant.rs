@@ -1,13 +1,15 @@
 //! In which variant of the data plane the nodes of every lab run, so that all claims can be held against each.
 //!
 //! `WARREN_TEST_VARIANT` holds words separated by commas: `offloads=on` or `offloads=off`, and `workers=N`. What it names
-//! overrides each node's configuration file, as environment variables do; what it does not name stays as it is.
+//! overrides each node's configuration file, as environment variables do; what it does not name is as the program that
+//! runs the labs says ([`set_default`]), else as it stands in the file.
 //!
 //! ```text
 //! WARREN_TEST_VARIANT=offloads=off,workers=1 cargo test -p warren-netns-tests --test main
 //! ```
 
 use std::ffi::OsString;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -21,11 +23,22 @@ const OFFLOADS: [&str; 4] = [
     "WARREN_TUNNEL_OFFLOAD_GRO",
 ];
 
-/// What to add to a node's environment. A word that means nothing is an error.
+static DEFAULT: OnceLock<&str> = OnceLock::new();
+
+/// The variant of every lab of this process as far as `WARREN_TEST_VARIANT` does not say otherwise. The first call counts.
+pub fn set_default(variant: &'static str) {
+    let _ = DEFAULT.set(variant);
+}
+
+/// What to add to a node's environment, where a later entry overrides an earlier one. A word that means nothing is an
+/// error.
 pub fn environment() -> Result<Vec<(&'static str, OsString)>> {
-    let Some(variant) = std::env::var_os(VARIABLE) else { return Ok(Vec::new()) };
-    let variant = variant.into_string().ok().with_context(|| format!("{VARIABLE} is not text"))?;
-    parse(&variant)
+    let mut all = parse(DEFAULT.get().copied().unwrap_or_default())?;
+    if let Some(variant) = std::env::var_os(VARIABLE) {
+        let variant = variant.into_string().ok().with_context(|| format!("{VARIABLE} is not text"))?;
+        all.extend(parse(&variant)?);
+    }
+    Ok(all)
 }
 
 fn parse(variant: &str) -> Result<Vec<(&'static str, OsString)>> {

@@ -18,6 +18,8 @@ fn main() -> Result<()> {
     if arguments.list {
         libtest_mimic::run(&arguments, claims::all()).exit();
     }
+    // On small machines one worker would be the default, and what only several can do wrong would not be seen.
+    warren_netns_tests::variant::set_default("workers=2");
     warren_netns_tests::variant::environment()?;
     if env::var_os("WARREN_BIN_DIR").is_none() {
         build_binaries()?;

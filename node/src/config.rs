@@ -53,7 +53,7 @@ pub struct Tunnel {
     pub port: u16,
     /// Bytes of an inner packet.
     pub mtu: u16,
-    /// Worker threads; 0 is one per core.
+    /// Worker threads; 0 is half of the cores, at least 1 and at most 8.
     pub workers: u16,
     /// Addresses to report to peers; empty for every address of the host.
     pub addresses: Vec<IpAddr>,

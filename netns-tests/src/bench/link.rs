@@ -74,6 +74,14 @@ impl FromStr for Wire {
     }
 }
 
+/// What TCP sockets that programs open on `host` from now on use. Images and distributions change the default, and figures
+/// change with it: BBR paces by what it measures, on a wire like this often too low.
+pub fn set_congestion_control(host: &Host, name: &str) -> Result<()> {
+    host.namespace.run(|| Ok(std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name)?)).with_context(|| {
+        format!("set congestion control {name:?}; tcp_available_congestion_control names what there is")
+    })
+}
+
 /// Joins two hosts.
 pub fn join(a: &Host, b: &Host, wire: Wire) -> Result<()> {
     let far = b.namespace.descriptor();

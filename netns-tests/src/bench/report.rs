@@ -113,7 +113,6 @@ pub fn machine() -> Value {
         "cores": cores,
         "memory": field(&read("/proc/meminfo"), "MemTotal"),
         "kernel": read("/proc/sys/kernel/osrelease"),
-        "congestionControl": read("/proc/sys/net/ipv4/tcp_congestion_control"),
         "defaultReceiveBuffer": read("/proc/sys/net/core/rmem_default").parse::<u64>().ok(),
         "loadAverageAtStart": read("/proc/loadavg").split(' ').next().and_then(|load| load.parse::<f64>().ok()),
         "tcpGenerator": iperf::version().unwrap_or("own"),

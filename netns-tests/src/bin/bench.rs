@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use warren_netns_tests::bench::contender::{Contender, Peer, Suite};
 use warren_netns_tests::bench::cost::{Meter, resident};
-use warren_netns_tests::bench::link::Wire;
+use warren_netns_tests::bench::link::{self, Wire};
 use warren_netns_tests::bench::load;
 use warren_netns_tests::bench::report::{Report, machine};
 use warren_netns_tests::bench::round_trips::{self, RoundTrips, Until};
@@ -35,6 +35,7 @@ Usage: cargo bench-mesh [-- OPTIONS]
   --suite LIST        aes, chacha or both: the cipher of our nodes and of nebula (default aes)
   --veth LIST         offload (as made), nic (the kernel segments just before the device and merges after it, as
                       with a network card that cannot) or none (every packet by itself) (default offload)
+  --congestion NAME   congestion control of the load's TCP (default cubic, the kernel's own default)
   --loads LIST        of tcp, streams (reverse and four), udp, rtt, loaded, first (default all)
   --peer NAME=PATH    also measure this program: nebula (nebula-cert beside it), or any userspace WireGuard with the
                       cross-platform configuration socket; may be repeated. NAME=PATH,buffers=BYTES sets nebula's
@@ -76,6 +77,7 @@ struct Options {
     time: Duration,
     suites: Vec<Suite>,
     wires: Vec<Wire>,
+    congestion: String,
     loads: Vec<String>,
     entries: Vec<Entry>,
     json: Option<PathBuf>,
@@ -114,6 +116,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
         time: Duration::from_secs(4),
         suites: vec![Suite::Aes],
         wires: vec![Wire::Offload],
+        congestion: "cubic".to_owned(),
         loads: LOADS.map(str::to_owned).to_vec(),
         entries: Vec::new(),
         json: None,
@@ -129,6 +132,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options
             }
             "--suite" => options.suites = value()?.split(',').map(suite).collect::<Result<_>>()?,
             "--veth" => options.wires = value()?.split(',').map(str::parse).collect::<Result<_>>()?,
+            "--congestion" => options.congestion = value()?,
             "--loads" => options.loads = value()?.split(',').map(load_named).collect::<Result<_>>()?,
             "--peer" => others.push(Entry::Peer(peer(&value()?)?)),
             "--warren" => warren = value()? + "\n",
@@ -175,7 +179,7 @@ fn peer(text: &str) -> Result<Peer> {
 fn bench(options: &Options) -> Result<()> {
     let machine = machine();
     namespace::enter()?;
-    println!("{machine}\n{} rounds, {} s each load", options.rounds, options.time.as_secs());
+    println!("{machine}\n{} rounds, {} s each load, {}", options.rounds, options.time.as_secs(), options.congestion);
     let mut tables = Vec::new();
     for suite in &options.suites {
         for wire in &options.wires {
@@ -190,6 +194,7 @@ fn bench(options: &Options) -> Result<()> {
             "machine": machine,
             "rounds": options.rounds,
             "seconds": options.time.as_secs(),
+            "congestionControl": options.congestion,
             "tables": tables,
         });
         std::fs::write(path, serde_json::to_string_pretty(&all)?)
@@ -231,6 +236,9 @@ fn measure(name: &str, mut contender: Contender, suite: Suite, options: &Options
     let (processes, time) = (contender.processes()?, options.time);
     let (inner_a, inner_b) = contender.addresses();
     let (a, b) = (contender.a(), contender.b());
+    for host in [a, b] {
+        link::set_congestion_control(host, &options.congestion)?;
+    }
     let to = |port: u16| SocketAddr::new(inner_b, port);
     let wanted = |load: &str| options.loads.iter().any(|it| it == load);
     if wanted("first") {

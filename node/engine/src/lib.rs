@@ -6,7 +6,7 @@
 //! In:   UDP -> session (open) -> attribution (identify) -> fragments -> flows -> admission (admit) -> TUN
 //! ```
 //!
-//! * The fast half is [`Worker`], one per core. The shell lends it packets; it judges each one
+//! * The fast half is [`Worker`], as many as the shell runs threads. The shell lends it packets; it judges each one
 //!   against the current [`Tables`](tables::Tables) and writes what must leave into an
 //!   [`Outbox`](output::Outbox).
 //! * The slow half is [`Engine`]; it has one owner: handshakes, key exchange, timers and the application of policy. It builds

@@ -96,12 +96,18 @@ impl Claimed {
     }
 }
 
+/// Half of the processors, at least one and at most eight: the programs and the kernel's own work for their packets
+/// need about as much as the tunnel, and a flow whose two directions are two workers' pays for it (docs/performance.md).
+fn default_workers(processors: usize) -> usize {
+    (processors / 2).clamp(1, 8)
+}
+
 /// Claims the network namespace, the TUN device and the UDP port.
 pub fn claim(config: &config::Tunnel) -> Result<Claimed, Refusal> {
     let refused =
         |what: &str, error: &dyn std::fmt::Display| Refusal::new(Reason::Internal, format!("{what}: {error}"));
     let workers = match config.workers {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => default_workers(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
         count => usize::from(count),
     };
     let host = Host::claim().map_err(|error| refused("this network namespace cannot be claimed", &error))?;
@@ -550,5 +556,15 @@ fn flow_line(record: &FlowRecord, trust_domain: Option<&TrustDomain>) -> FlowLin
         reason,
         audit: record.audit,
         count: record.count,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_leave_half_of_the_processors_to_others_and_are_one_to_eight() {
+        assert_eq!([1, 2, 3, 4, 8, 16, 256].map(default_workers), [1, 1, 1, 2, 4, 8, 8]);
     }
 }
