@@ -41,17 +41,19 @@ pub(super) fn start(program: &Path, hosts: [&Host; 2]) -> Result<Vec<Daemon>> {
 }
 
 fn spawn(program: &Path, host: &Host, name: &str) -> Result<Daemon> {
-    let log = std::fs::File::create(host.directory.join("wireguard.log"))?;
+    let path = host.directory.join("wireguard.log");
+    let log = std::fs::File::create(&path)?;
     let mut command = Command::new(program);
     let foreground = match program.file_name().map(|name| name.to_string_lossy().into_owned()) {
         Some(file) if ["boringtun", "neptun", "gotatun"].iter().any(|name| file.contains(name)) => "--foreground",
         _ => "-f",
     };
     command.args([OsString::from(foreground), OsString::from(name)]);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env("WG_SUDO", "1");
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env("WG_SUDO", "true");
     let socket = socket(name);
     let daemon = Daemon { child: host.namespace.spawn(&mut command)?, socket: Some(socket.clone()) };
-    eventually("the WireGuard program opens its socket", Duration::from_secs(10), || Ok(socket.exists()))?;
+    eventually("the WireGuard program opens its socket", Duration::from_secs(10), || Ok(socket.exists()))
+        .with_context(|| format!("it said: {}", std::fs::read_to_string(&path).unwrap_or_default().trim()))?;
     Ok(daemon)
 }
 
