@@ -6,6 +6,7 @@
 
 mod acknowledgements;
 mod admin_tokens;
+mod attestors;
 mod audit;
 mod auth;
 mod ca;
@@ -15,6 +16,7 @@ mod nodes;
 mod once;
 mod policy;
 mod problem;
+mod registrations;
 mod request;
 mod revocations;
 mod serve;
@@ -94,6 +96,10 @@ fn routes() -> OpenApiRouter<Api> {
             .routes(routes!(acknowledgements::get))
             .routes(routes!(join_tokens::list, join_tokens::create))
             .routes(routes!(join_tokens::delete))
+            .routes(routes!(attestors::list))
+            .routes(routes!(attestors::get, attestors::set, attestors::delete))
+            .routes(routes!(registrations::list, registrations::create))
+            .routes(routes!(registrations::delete))
             .routes(routes!(nodes::list))
             .routes(routes!(nodes::get, nodes::forget))
             .routes(routes!(nodes::set_workloads))

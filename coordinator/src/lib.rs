@@ -2,6 +2,7 @@
 //! what concerns it.
 
 pub mod admin_api;
+pub mod attestation;
 pub mod audit;
 pub mod ca;
 pub mod cli;

@@ -7,6 +7,7 @@
 
 mod admin_tokens;
 mod allocation;
+mod attestation;
 mod instances;
 mod mesh;
 mod nodes;
@@ -32,10 +33,12 @@ use crate::state::{self, State, Touched};
 use crate::store::{Commit, CommitId, Outcome, Read, Revision, Store, StoreError, WatchEnd};
 
 pub(crate) use admin_tokens::deletable_admin_token;
+pub use attestation::{NewRegistration, planned_registration};
+pub(crate) use attestation::{attestor_named, deletable_attestor};
 pub use instances::TunnelRequest;
 pub(crate) use instances::forgettable_instance;
 pub use mesh::{read_settings, read_trust};
-pub use nodes::{EnrolledNode, Enrolment, RENEWAL_GRACE};
+pub use nodes::{EnrolledNode, Enrolment, Evidence, RENEWAL_GRACE};
 pub(crate) use nodes::{admitted_node, node_with_workloads};
 pub use policy::{Applied, PolicyRefused, Submission};
 pub use revocation::Revoke;

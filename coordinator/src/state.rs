@@ -23,8 +23,8 @@ use crate::store::{Epoch, Revision};
 
 pub use key::{Key, KeyKind, KeyName};
 use records::{
-    AddressLease, AdminToken, Hex32, Instance, JoinTokenRecord, KeyUse, MeshSettings, Node, PolicyHead, PolicyRevision,
-    PolicyTree, StoredPolicy, TrustRoots,
+    AddressLease, AdminToken, Attestor, EvidenceUse, Hex32, Instance, JoinTokenRecord, KeyUse, MeshSettings, Node,
+    PolicyHead, PolicyRevision, PolicyTree, Registration, StoredPolicy, TrustRoots,
 };
 pub use table::Table;
 pub use versioned::StateError;
@@ -103,6 +103,12 @@ pub struct State {
     pub trust: Option<Arc<Stored<TrustRoots>>>,
     /// Join tokens by id.
     pub tokens: Table<JoinTokenId, Stored<JoinTokenRecord>>,
+    /// Attestors by name.
+    pub attestors: Table<String, Stored<Attestor>>,
+    /// Registrations by name.
+    pub registrations: Table<String, Stored<Registration>>,
+    /// Evidence that made nodes, by its hash.
+    pub evidence: Table<[u8; 32], Stored<EvidenceUse>>,
     /// Administrator tokens by id.
     pub admin_tokens: Table<String, Stored<AdminToken>>,
     /// Enrolled nodes.
@@ -142,6 +148,9 @@ impl State {
             mesh: None,
             trust: None,
             tokens: Table::default(),
+            attestors: Table::default(),
+            registrations: Table::default(),
+            evidence: Table::default(),
             admin_tokens: Table::default(),
             nodes: Table::default(),
             instances: Table::default(),
@@ -291,6 +300,9 @@ impl State {
                 touched.trust = true;
             }
             Key::Token(id) => put(&mut self.tokens, id, &change)?,
+            Key::Attestor(name) => put(&mut self.attestors, name, &change)?,
+            Key::Registration(name) => put(&mut self.registrations, name, &change)?,
+            Key::Evidence(digest) => put(&mut self.evidence, digest, &change)?,
             Key::AdminToken(id) => put(&mut self.admin_tokens, id, &change)?,
             Key::Address(address) => {
                 put(&mut self.addresses, address, &change)?;

@@ -1,5 +1,6 @@
 //! How the coordinator is, for whoever may read its directory: one JSON document per connection to a Unix socket.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use warren_proto::peer_map::Generation;
+use warren_proto::reason::Reason;
 use warren_proto::{NodeId, TrustDomain, UnixTime};
 
 use crate::distribution::Links;
@@ -38,6 +40,9 @@ pub struct Report {
     pub instances: usize,
     /// Revocations in force.
     pub revocations: usize,
+    /// Enrolments that this process refused, by reason.
+    #[serde(default)]
+    pub refused_enrolments: BTreeMap<Reason, u64>,
     /// Connected nodes.
     pub connected: Vec<Connected>,
     /// Connected nodes that have not acknowledged all that concerns them.
@@ -82,6 +87,7 @@ impl Report {
             nodes: state.nodes.len(),
             instances: state.instances.len(),
             revocations: state.revocations.len(),
+            refused_enrolments: BTreeMap::new(),
             connected: Vec::new(),
             pending: Vec::new(),
             away: state.nodes.sorted().into_iter().map(|(id, _)| *id).collect(),
@@ -95,6 +101,7 @@ impl Report {
         report.running = true;
         report.pending = missing.pending;
         report.away = missing.away;
+        report.refused_enrolments = links.refused_enrolments();
         report.connected = links
             .list()
             .into_iter()

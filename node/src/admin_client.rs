@@ -271,7 +271,7 @@ fn bad_url(url: &str) -> Refusal {
 }
 
 /// The SHA-256 of the first certificate in a PEM file.
-fn root_hash(path: &Path) -> Result<[u8; 32], Refusal> {
+pub(crate) fn root_hash(path: &Path) -> Result<[u8; 32], Refusal> {
     let wrong = |what: &str| {
         Refusal::new(Reason::InvalidField, format!("root: {} {what}", path.display()))
             .hint("`warren-coordinator init` writes the mesh's root to DIR/root.pem; copy that file")

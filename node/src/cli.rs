@@ -86,7 +86,7 @@ pub struct Context {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make this host a node: redeem a join token for a node certificate [coordinator]
+    /// Make this host a node: redeem a join token, or evidence, for a node certificate [coordinator]
     Enrol(enrol::Arguments),
     /// Run the node in the foreground [local]
     Up(up::Arguments),

@@ -4,6 +4,7 @@
 //! client ignores what it does not know. Requests refuse unknown fields: a misspelt option must not be dropped silently.
 //! Times are RFC 3339 in UTC, identifiers are strings, field names are camelCase.
 
+mod attestation;
 mod authority;
 mod credential;
 mod mesh;
@@ -18,6 +19,7 @@ use utoipa::ToSchema;
 use crate::UnixTime;
 use crate::reason::{Reason, Refusal};
 
+pub use attestation::*;
 pub use authority::*;
 pub use credential::{AdminTokenId, Credential, MAX_CREDENTIAL_LENGTH};
 pub use mesh::*;

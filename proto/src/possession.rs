@@ -21,6 +21,7 @@ pub const LENGTH: usize = 32;
 
 const ENROL: &[u8] = b"warren enrol v1";
 const ISSUE: &[u8] = b"warren issue v1";
+const CERTIFICATE_EVIDENCE: &[u8] = b"warren certificate evidence v1";
 const TUNNEL_KEY: &[u8] = b"warren dh-pop v1";
 
 /// A challenge whose fields have the right lengths.
@@ -63,6 +64,12 @@ pub fn enrol_input(nonce: &[u8; LENGTH], exporter: &[u8; LENGTH], csr: &[u8]) ->
 #[must_use]
 pub fn issue_input(nonce: &[u8; LENGTH], exporter: &[u8; LENGTH], csr: &[u8]) -> Vec<u8> {
     signature_input(ISSUE, nonce, exporter, csr)
+}
+
+/// What the key of a certificate of another authority signs to enrol by that certificate.
+#[must_use]
+pub fn certificate_evidence_input(nonce: &[u8; LENGTH], exporter: &[u8; LENGTH], csr: &[u8]) -> Vec<u8> {
+    signature_input(CERTIFICATE_EVIDENCE, nonce, exporter, csr)
 }
 
 fn signature_input(purpose: &[u8], nonce: &[u8; LENGTH], exporter: &[u8; LENGTH], csr: &[u8]) -> Vec<u8> {
@@ -138,7 +145,9 @@ mod tests {
     }
 
     #[test]
-    fn enrolment_and_issuance_cannot_be_taken_for_each_other() {
-        assert_ne!(enrol_input(&[1; 32], &[2; 32], b"csr"), issue_input(&[1; 32], &[2; 32], b"csr"));
+    fn enrolment_issuance_and_evidence_cannot_be_taken_for_each_other() {
+        let inputs = [enrol_input, issue_input, certificate_evidence_input].map(|of| of(&[1; 32], &[2; 32], b"csr"));
+        let different: std::collections::BTreeSet<_> = inputs.iter().collect();
+        assert_eq!(different.len(), inputs.len());
     }
 }

@@ -17,6 +17,7 @@ use crate::registry::Caller;
 use crate::state::records::MeshSettings;
 use crate::store::{Options, Seams, SledStore};
 
+mod attestation;
 mod bounds;
 mod nodes;
 mod tls;
@@ -200,6 +201,13 @@ const OPERATIONS: &[(&str, &str, Option<Role>)] = &[
     ("get", "/tokens", Some(Role::Viewer)),
     ("post", "/tokens", Some(Role::Operator)),
     ("delete", "/tokens/{id}", Some(Role::Operator)),
+    ("get", "/attestors", Some(Role::Viewer)),
+    ("get", "/attestors/{name}", Some(Role::Viewer)),
+    ("put", "/attestors/{name}", None),
+    ("delete", "/attestors/{name}", None),
+    ("get", "/registrations", Some(Role::Viewer)),
+    ("post", "/registrations", Some(Role::Operator)),
+    ("delete", "/registrations/{name}", Some(Role::Operator)),
     ("get", "/nodes", Some(Role::Viewer)),
     ("get", "/nodes/{id}", Some(Role::Viewer)),
     ("delete", "/nodes/{id}", Some(Role::Operator)),

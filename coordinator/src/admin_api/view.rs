@@ -6,7 +6,7 @@ use warren_proto::{Overlay, UnixTime, WorkloadName};
 
 use crate::distribution::{LinkStatus, Links};
 use crate::state::State;
-use crate::state::records::{AdminToken, Instance, JoinTokenRecord, Node};
+use crate::state::records::{AdminToken, Attestor, Instance, JoinTokenRecord, Node, Registration};
 
 pub(super) fn generation(generation: Generation) -> admin::Generation {
     admin::Generation { epoch: generation.epoch, revision: generation.revision }
@@ -37,6 +37,29 @@ pub(super) fn join_token(token: &JoinTokenRecord, now: UnixTime) -> admin::JoinT
     }
 }
 
+pub(super) fn attestor(state: &State, attestor: &Attestor) -> admin::Attestor {
+    admin::Attestor {
+        name: attestor.name.clone(),
+        settings: attestor.settings.clone(),
+        registrations: state.registrations.iter().filter(|(_, of)| of.attestor == attestor.name).count(),
+        changed_at: attestor.changed_at.into(),
+        changed_by: attestor.changed_by.clone(),
+        note: attestor.note.clone(),
+    }
+}
+
+pub(super) fn registration(registration: &Registration) -> admin::Registration {
+    admin::Registration {
+        name: registration.name.clone(),
+        attestor: registration.attestor.clone(),
+        selectors: registration.selectors.clone(),
+        workloads: registration.workloads.clone(),
+        created_at: registration.created_at.into(),
+        created_by: registration.created_by.clone(),
+        note: registration.note.clone(),
+    }
+}
+
 pub(super) fn node(state: &State, links: &Links, node: &Node, now: UnixTime) -> admin::Node {
     let mut instances: Vec<_> = state.instances_on(node.id).map(|stored| instance(stored, now)).collect();
     instances.sort_by(|one, other| (&one.workload, one.id).cmp(&(&other.workload, other.id)));
@@ -46,7 +69,12 @@ pub(super) fn node(state: &State, links: &Links, node: &Node, now: UnixTime) -> 
         workloads: node.workloads.clone(),
         enrolled_at: node.enrolled_at.into(),
         enrolled_from: node.enrolled_from.to_string(),
-        join_token: node.token.to_string(),
+        join_token: node.token.map(|token| token.to_string()).unwrap_or_default(),
+        attestation: node.attested.as_ref().map(|attested| admin::NodeAttestation {
+            attestor: attested.attestor.clone(),
+            registration: attested.registration.clone(),
+            subject: attested.subject.clone(),
+        }),
         certificate_expires_at: node.certificate.not_after.into(),
         revoked_at: node.revoked_at.map(Into::into),
         cloned: links.cloned(node.id).map(|clone| admin::ClonedNode {

@@ -78,6 +78,9 @@ fn shown(report: &Report) -> String {
         report.instances,
         report.revocations
     );
+    for (reason, count) in &report.refused_enrolments {
+        let _ = writeln!(text, "  {count} enrolments refused: {reason}");
+    }
     for link in &report.connected {
         let state = match (&link.refused, report.pending.contains(&link.node)) {
             (Some(refused), _) => format!("refused: {refused}"),

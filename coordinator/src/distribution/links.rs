@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 use warren_proto::peer_map::{Generation, ObjectKey, ObjectKind, Scope};
-use warren_proto::reason::Refusal;
+use warren_proto::reason::{Reason, Refusal};
 use warren_proto::root_hint::RootPrefix;
 use warren_proto::{InstanceId, NodeId, UnixTime};
 
@@ -146,6 +146,7 @@ struct Inner {
     /// The root of the certificate that each node presented last.
     roots: BTreeMap<NodeId, RootPrefix>,
     clones: Clones,
+    refused_enrolments: BTreeMap<Reason, u64>,
     serial: u64,
     dispatched: Generation,
 }
@@ -208,6 +209,17 @@ impl Links {
             }
         }
         missing
+    }
+
+    /// Counts an enrolment that was refused.
+    pub(super) fn count_refused_enrolment(&self, reason: Reason) {
+        *self.lock().refused_enrolments.entry(reason).or_default() += 1;
+    }
+
+    /// How many enrolments this process refused, by reason.
+    #[must_use]
+    pub fn refused_enrolments(&self) -> BTreeMap<Reason, u64> {
+        self.lock().refused_enrolments.clone()
     }
 
     /// Completes when a link came, went, was told or acknowledged something since `seen` was marked.

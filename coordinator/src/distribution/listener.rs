@@ -222,13 +222,13 @@ fn transport() -> TransportConfig {
 struct Gate {
     sources: Limits<IpAddr>,
     handshakes: Arc<Semaphore>,
-    enrolments: Arc<Semaphore>,
+    desk: Arc<enrol::Desk>,
 }
 
 struct AdmittedAttempt {
     incoming: Incoming,
     handshake: OwnedSemaphorePermit,
-    enrolments: Arc<Semaphore>,
+    desk: Arc<enrol::Desk>,
 }
 
 impl Gate {
@@ -236,7 +236,7 @@ impl Gate {
         Self {
             sources: Limits::new(ATTEMPTS),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-            enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
+            desk: Arc::new(enrol::Desk::new(ENROLMENTS)),
         }
     }
 
@@ -258,7 +258,7 @@ impl Gate {
             incoming.refuse();
             return None;
         };
-        Some(AdmittedAttempt { incoming, handshake, enrolments: Arc::clone(&self.enrolments) })
+        Some(AdmittedAttempt { incoming, handshake, desk: Arc::clone(&self.desk) })
     }
 }
 
@@ -278,7 +278,7 @@ async fn serve(shared: Arc<Shared>, attempt: AdmittedAttempt) {
     let protocol = handshake.as_ref().and_then(|data| data.protocol.clone()).unwrap_or_default();
     let roots = handshake.and_then(|data| data.server_name).map(|name| root_hint::parse(&name)).unwrap_or_default();
     if protocol == ALPN_ENROL {
-        serve_enrolment(&shared, connection, &attempt.enrolments).await;
+        serve_enrolment(&shared, connection, &attempt.desk).await;
     } else if protocol == ALPN_CONTROL {
         match node_of(&shared, &connection) {
             Ok(node) => session::serve(shared, connection, node, roots).await,
@@ -295,9 +295,9 @@ async fn serve(shared: Arc<Shared>, attempt: AdmittedAttempt) {
     }
 }
 
-async fn serve_enrolment(shared: &Shared, connection: quinn::Connection, enrolments: &Semaphore) {
+async fn serve_enrolment(shared: &Shared, connection: quinn::Connection, desk: &enrol::Desk) {
     let remote = connection.remote_address();
-    let served = timeout(ENROLMENT, enrol::serve(&shared.registry, &connection, enrolments)).await;
+    let served = timeout(ENROLMENT, enrol::serve(&shared.registry, &shared.links, &connection, desk)).await;
     match served {
         Ok(Ok(())) => connection.close(VarInt::from_u32(0), b""),
         Ok(Err(refusal)) => {

@@ -1,4 +1,4 @@
-//! Nodes: enrolled with a join token, renewed with their own key, changed and forgotten by administrators.
+//! Nodes: enrolled with a join token or other evidence, renewed with their own key, changed and forgotten by administrators.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use warren_proto::{NodeId, UnixTime, WorkloadName};
 
 use super::tokens::check_match;
 use super::{Caller, Entry, Plan, Registry, Transaction};
+use crate::attestation::Attested;
 use crate::ca::{IssuedNode, RequesterKey};
-use crate::state::records::{Hex32, JoinTokenRecord, KeyOwner, KeyUse, Node, NodeCertificate};
+use crate::state::records::{Hex32, JoinTokenRecord, KeyOwner, KeyUse, Node, NodeAttestation, NodeCertificate};
 use crate::state::{Key, KeyKind, KeyName, State, Stored};
 use crate::store::Revision;
 
@@ -24,19 +25,50 @@ const MAX_HOST_NAME: usize = 255;
 /// Most identities of one node.
 const MAX_WORKLOADS: usize = 96;
 
+/// What a machine shows to be let in.
+#[derive(Debug)]
+pub enum Evidence {
+    /// A join token.
+    JoinToken {
+        /// Its public name.
+        id: JoinTokenId,
+        /// Its secret.
+        secret: JoinSecret,
+    },
+    /// Somebody else's word, judged.
+    Attested(Attested),
+}
+
 /// A machine that wants to join, its possession of `key` proven.
 #[derive(Debug)]
 pub struct Enrolment {
-    /// The token's public name.
-    pub token: JoinTokenId,
-    /// The token's secret.
-    pub secret: JoinSecret,
+    /// What it shows.
+    pub evidence: Evidence,
     /// The key of the node certificate to be.
     pub key: RequesterKey,
     /// What its operator calls it.
     pub host_name: String,
     /// Where it enrols from.
     pub from: IpAddr,
+}
+
+/// What evidence comes to.
+pub(super) enum Grant {
+    /// This very key became this node before: the answer may have been lost.
+    Again {
+        known: Arc<Stored<Node>>,
+        /// What vouches for it now, where it was not a join token.
+        attested: Option<NodeAttestation>,
+        transaction: Transaction,
+    },
+    /// A node of its own.
+    New {
+        workloads: Vec<WorkloadName>,
+        token: Option<JoinTokenId>,
+        attested: Option<NodeAttestation>,
+        /// That the evidence is used, and what was read to find that out.
+        transaction: Transaction,
+    },
 }
 
 /// A node that was let in.
@@ -49,33 +81,35 @@ pub struct EnrolledNode {
 }
 
 impl Registry {
-    /// Redeems a join token. The token's use, the node, its key and the audit row are one commit, so that of any
-    /// number of simultaneous uses exactly as many succeed as the token allows. The same key may ask again
-    /// while the token lasts (its answer may have been lost) and is the same node.
+    /// Lets a machine in. The evidence's use, the node, its key and the audit row are one commit, so that of any number of
+    /// simultaneous uses exactly as many succeed as the evidence allows. The same key may ask again while the evidence lasts (its
+    /// answer may have been lost) and is the same node.
     pub async fn enrol(&self, enrolment: Enrolment) -> Result<EnrolledNode, Refusal> {
         let fresh = NodeId::from_bytes(rand::random());
         let key_sha256 = key_hash(&enrolment.key);
         let host_name = printable(&enrolment.host_name);
-        let caller = Caller::new(format!("token:{}", enrolment.token));
+        let caller = Caller::new(match &enrolment.evidence {
+            Evidence::JoinToken { id, .. } => format!("token:{id}"),
+            Evidence::Attested(attested) => format!("attestor:{}", attested.attestor()),
+        });
         self.change(&caller, |state, now| {
-            let token = usable_token(state, &enrolment, now)?;
-            if let Some(known) = enrolled_before(state, token, key_sha256) {
-                let issued = self.sign_node(state, &enrolment.key, known.id, now)?;
-                let mut node = known.value.clone();
-                node.certificate = remembered(&issued, key_sha256);
-                let mut transaction = Transaction::default();
-                transaction.replace(&Key::Node(node.id), known.modified, &node)?;
-                keep_key(&mut transaction, state, key_sha256, &node)?;
-                let entry = entry("node.enrol-again", None, &node);
-                return Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } });
-            }
-            if token.uses_left() == 0 {
-                return Err(Refusal::new(
-                    Reason::TokenUsed,
-                    format!("join token {} was used {} times", token.id, token.used),
-                )
-                .hint("make a new one with `warren token create`"));
-            }
+            let grant = match &enrolment.evidence {
+                Evidence::JoinToken { id, secret } => by_token(state, *id, secret, key_sha256, now)?,
+                Evidence::Attested(attested) => super::attestation::by_word(state, attested, key_sha256, fresh, now)?,
+            };
+            let (workloads, token, attested, mut transaction) = match grant {
+                Grant::Again { known, attested, mut transaction } => {
+                    let issued = self.sign_node(state, &enrolment.key, known.id, now)?;
+                    let mut node = known.value.clone();
+                    node.certificate = remembered(&issued, key_sha256);
+                    node.attested = attested;
+                    transaction.replace(&Key::Node(node.id), known.modified, &node)?;
+                    keep_key(&mut transaction, state, key_sha256, &node)?;
+                    let entry = entry("node.enrol-again", None, &node);
+                    return Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } });
+                }
+                Grant::New { workloads, token, attested, transaction } => (workloads, token, attested, transaction),
+            };
             if state.keys.get(&certificate_key(key_sha256)).is_some() {
                 return Err(key_in_use("the certificate request's key"));
             }
@@ -83,16 +117,14 @@ impl Registry {
             let node = Node {
                 id: fresh,
                 host_name: host_name.clone(),
-                workloads: token.workloads.clone(),
+                workloads,
                 enrolled_at: now,
                 enrolled_from: enrolment.from,
-                token: token.id,
+                token,
+                attested,
                 certificate: remembered(&issued, key_sha256),
                 revoked_at: None,
             };
-            let mut transaction = Transaction::default();
-            let used = JoinTokenRecord { used: token.used + 1, ..token.value.clone() };
-            transaction.replace(&Key::Token(token.id), token.modified, &used)?;
             transaction.create(&Key::Node(fresh), &node)?;
             keep_key(&mut transaction, state, key_sha256, &node)?;
             let entry = entry("node.enrol", None, &node);
@@ -223,7 +255,7 @@ pub(crate) fn admitted_node(state: &State, id: NodeId) -> Result<&Arc<Stored<Nod
     match node.revoked_at {
         None => Ok(node),
         Some(at) => Err(Refusal::new(Reason::NodeRevoked, format!("node {id} was revoked at {at}"))
-            .hint("enrol the machine anew with a join token, if it is to be trusted again")),
+            .hint("enrol the machine anew, if it is to be trusted again")),
     }
 }
 
@@ -255,17 +287,40 @@ fn keep_key(transaction: &mut Transaction, state: &State, key_sha256: [u8; 32], 
     }
 }
 
+/// What a join token grants.
+fn by_token(
+    state: &State,
+    id: JoinTokenId,
+    secret: &JoinSecret,
+    key_sha256: [u8; 32],
+    now: UnixTime,
+) -> Result<Grant, Refusal> {
+    let token = usable_token(state, id, secret, now)?;
+    if let Some(known) = holder(state, key_sha256).filter(|node| node.token == Some(id)) {
+        return Ok(Grant::Again { known, attested: None, transaction: Transaction::default() });
+    }
+    if token.uses_left() == 0 {
+        let detail = format!("join token {} was used {} times", token.id, token.used);
+        return Err(Refusal::new(Reason::TokenUsed, detail).hint("make a new one with `warren token create`"));
+    }
+    let mut transaction = Transaction::default();
+    let used = JoinTokenRecord { used: token.used + 1, ..token.value.clone() };
+    transaction.replace(&Key::Token(id), token.modified, &used)?;
+    Ok(Grant::New { workloads: token.workloads.clone(), token: Some(id), attested: None, transaction })
+}
+
 fn usable_token<'s>(
     state: &'s State,
-    enrolment: &Enrolment,
+    id: JoinTokenId,
+    secret: &JoinSecret,
     now: UnixTime,
 ) -> Result<&'s Arc<Stored<JoinTokenRecord>>, Refusal> {
     let unknown = || {
-        Refusal::new(Reason::TokenUnknown, format!("there is no join token {} with this secret", enrolment.token))
+        Refusal::new(Reason::TokenUnknown, format!("there is no join token {id} with this secret"))
             .hint("make a new one with `warren token create`")
     };
-    let token = state.tokens.get(&enrolment.token).ok_or_else(unknown)?;
-    if !bool::from(enrolment.secret.hash().ct_eq(&token.secret_sha256.0)) {
+    let token = state.tokens.get(&id).ok_or_else(unknown)?;
+    if !bool::from(secret.hash().ct_eq(&token.secret_sha256.0)) {
         return Err(unknown());
     }
     if token.expires_at <= now {
@@ -275,11 +330,11 @@ fn usable_token<'s>(
     Ok(token)
 }
 
-/// The node that this very key became with this very token, if it did.
-fn enrolled_before(state: &State, token: &JoinTokenRecord, key_sha256: [u8; 32]) -> Option<Arc<Stored<Node>>> {
+/// The trusted node whose newest certificate is this very key's.
+pub(super) fn holder(state: &State, key_sha256: [u8; 32]) -> Option<Arc<Stored<Node>>> {
     let KeyOwner::Node(id) = state.keys.get(&certificate_key(key_sha256))?.owner else { return None };
     let node = state.nodes.get(&id)?;
-    let same = node.token == token.id && node.certificate.key_sha256.0 == key_sha256 && node.revoked_at.is_none();
+    let same = node.certificate.key_sha256.0 == key_sha256 && node.revoked_at.is_none();
     same.then(|| Arc::clone(node))
 }
 

@@ -60,6 +60,8 @@ fn forget(transaction: &mut Transaction, state: &State, now: UnixTime) -> Result
     }
     let tokens = state.tokens.iter().filter(|(_, token)| token.expires_at <= longer_ago);
     let tokens = tokens.map(|(id, token)| (Key::Token(*id), token.modified));
+    let evidence = state.evidence.iter().filter(|(_, used)| used.until <= now && state.nodes.get(&used.node).is_none());
+    let evidence = evidence.map(|(digest, used)| (Key::Evidence(*digest), used.modified));
     let admin_tokens = state.admin_tokens.iter().filter(|(_, token)| token.expires_at <= longer_ago);
     let admin_tokens = admin_tokens.map(|(id, token)| (Key::AdminToken(id.clone()), token.modified));
     let addresses =
@@ -69,7 +71,7 @@ fn forget(transaction: &mut Transaction, state: &State, now: UnixTime) -> Result
     let keys = keys.map(|(name, used)| (Key::PublicKey(*name), used.modified));
     let revocations = state.revocations.iter().filter(|(_, revocation)| revocation.expires_at <= now);
     let revocations = revocations.map(|(id, revocation)| (Key::Revocation(id.clone()), revocation.modified));
-    for (key, modified) in tokens.chain(admin_tokens).chain(addresses).chain(keys).chain(revocations) {
+    for (key, modified) in tokens.chain(evidence).chain(admin_tokens).chain(addresses).chain(keys).chain(revocations) {
         if !transaction.has_room(WRITES_PER_OBJECT) {
             return Ok(true);
         }

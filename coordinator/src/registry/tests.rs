@@ -16,6 +16,7 @@ use crate::clock::Source;
 use crate::state::records::{Instance, MeshSettings};
 use crate::store::{Options, Seams, SledStore};
 
+mod attestation;
 mod policy;
 mod roots;
 
@@ -113,8 +114,7 @@ impl Mesh {
     async fn enrol(&self, token: &JoinToken, key: &KeyPair) -> Result<EnrolledNode, Refusal> {
         self.registry
             .enrol(Enrolment {
-                token: token.id,
-                secret: token.secret.clone(),
+                evidence: Evidence::JoinToken { id: token.id, secret: token.secret.clone() },
                 key: requester(key),
                 host_name: "host\u{7}one".to_owned(),
                 from: "192.0.2.7".parse().expect("address"),

@@ -14,6 +14,9 @@ pub(crate) const PREFIXES: &[&str] = &[
     "mesh",
     "trust",
     "token/",
+    "attestor/",
+    "registration/",
+    "evidence/",
     "admin-token/",
     "node/",
     "revocation/",
@@ -54,6 +57,12 @@ pub enum Key {
     Trust,
     /// `token/<id>`
     Token(JoinTokenId),
+    /// `attestor/<name>`
+    Attestor(String),
+    /// `registration/<name>`
+    Registration(String),
+    /// `evidence/<sha256>`
+    Evidence([u8; 32]),
     /// `admin-token/<id>`
     AdminToken(String),
     /// `node/<id>`
@@ -82,6 +91,9 @@ impl fmt::Display for Key {
             Self::Mesh => f.write_str("mesh"),
             Self::Trust => f.write_str("trust"),
             Self::Token(id) => write!(f, "token/{id}"),
+            Self::Attestor(name) => write!(f, "attestor/{name}"),
+            Self::Registration(name) => write!(f, "registration/{name}"),
+            Self::Evidence(digest) => write!(f, "evidence/{}", hex::encode(digest)),
             Self::AdminToken(id) => write!(f, "admin-token/{id}"),
             Self::Node(id) => write!(f, "node/{id}"),
             Self::Instance(id) => write!(f, "instance/{id}"),
@@ -125,6 +137,9 @@ impl Key {
         let (first, rest) = text.split_once('/')?;
         match first {
             "token" => rest.parse().ok().map(Self::Token),
+            "attestor" => Some(Self::Attestor(rest.to_owned())),
+            "registration" => Some(Self::Registration(rest.to_owned())),
+            "evidence" => digest(rest).map(Self::Evidence),
             "admin-token" => Some(Self::AdminToken(rest.to_owned())),
             "node" => rest.parse().ok().map(Self::Node),
             "instance" => rest.parse().ok().map(Self::Instance),
@@ -167,6 +182,9 @@ mod tests {
             Key::Trust,
             Key::Token(JoinTokenId::from_bytes([1; 8])),
             Key::AdminToken("ab".into()),
+            Key::Attestor("cluster-a".into()),
+            Key::Registration("web".into()),
+            Key::Evidence([8; 32]),
             Key::Node(NodeId::from_bytes([2; 16])),
             Key::Instance(InstanceId::from_bytes([3; 16])),
             Key::Address("fd00::1".parse().expect("address")),
@@ -189,7 +207,7 @@ mod tests {
         for foreign in ["audit/00000001", "meshes", "policy/heads", "lease/x", ""] {
             assert_eq!(Key::parse(foreign.as_bytes()).expect("foreign"), None, "{foreign}");
         }
-        for wrong in ["node/xyz", "address/10.0.0", "key/tunnel/00", "policy/tree/1"] {
+        for wrong in ["node/xyz", "address/10.0.0", "key/tunnel/00", "policy/tree/1", "evidence/1"] {
             assert!(Key::parse(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }

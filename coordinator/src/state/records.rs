@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use warren_proto::admin::Role;
+use warren_proto::admin::{AttestorSettings, Role, Selector};
 use warren_proto::certificate::CLOCK_SKEW;
 use warren_proto::join_token::JoinTokenId;
 use warren_proto::peer_map::{Revocation, RevocationSet, Subject};
@@ -31,8 +31,10 @@ records!(
     MeshSettings,
     TrustRoots,
     JoinTokenRecord,
+    Attestor,
+    Registration,
+    EvidenceUse,
     AdminToken,
-    Node,
     Instance,
     AddressLease,
     KeyUse,
@@ -42,6 +44,11 @@ records!(
     PolicyRevision,
     PolicyHead
 );
+
+impl Record for Node {
+    /// 2: a node may have enrolled without a join token.
+    const VERSION: u32 = 2;
+}
 
 /// 32 bytes, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -141,6 +148,66 @@ impl JoinTokenRecord {
     }
 }
 
+/// Who may vouch for machines, and by what its evidence is judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attestor {
+    /// A node that enrols says it.
+    pub name: String,
+    /// Its kind, issuer and keys.
+    pub settings: AttestorSettings,
+    /// When it was last set.
+    pub changed_at: UnixTime,
+    /// Who set it.
+    pub changed_by: String,
+    /// The setter's words.
+    pub note: String,
+}
+
+/// Which evidence may hold which identities.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    /// What people call it.
+    pub name: String,
+    /// The attestor whose word is taken.
+    pub attestor: String,
+    /// What the evidence must say, all of it.
+    pub selectors: Vec<Selector>,
+    /// The identities that a node with such evidence may hold.
+    pub workloads: Vec<WorkloadName>,
+    /// When it was made.
+    pub created_at: UnixTime,
+    /// Who made it.
+    pub created_by: String,
+    /// The maker's words.
+    pub note: String,
+}
+
+/// Evidence that made a node: it makes no second one while the node is registered or the evidence could be shown again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceUse {
+    /// The node that it made.
+    pub node: NodeId,
+    /// Until when the very same evidence could be shown again.
+    pub until: UnixTime,
+}
+
+/// What vouched for a node that enrolled without a join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeAttestation {
+    /// The attestor's name.
+    pub attestor: String,
+    /// The registration that accepted the evidence.
+    pub registration: String,
+    /// Whom the evidence was about, in the words of who made it.
+    pub subject: String,
+    /// The name under which the evidence's use is kept.
+    pub evidence: Hex32,
+}
+
 /// An administrator's token as it is kept: never the secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,8 +247,12 @@ pub struct Node {
     pub enrolled_at: UnixTime,
     /// The address it enrolled from.
     pub enrolled_from: IpAddr,
-    /// The token it enrolled with.
-    pub token: JoinTokenId,
+    /// The join token it enrolled with, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<JoinTokenId>,
+    /// What vouched for it otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attested: Option<NodeAttestation>,
     /// Its newest certificate.
     pub certificate: NodeCertificate,
     /// When it was revoked; it stays listed until it is forgotten.

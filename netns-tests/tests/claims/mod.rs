@@ -11,6 +11,7 @@ use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
 use warren_netns_tests::processes::eventually;
 
 mod administer;
+mod attestation;
 mod change;
 mod clocks;
 mod control;
@@ -39,6 +40,7 @@ pub(crate) fn all() -> Vec<Trial> {
         lab_itself::trials(),
         administer::trials(),
         enrol::trials(),
+        attestation::trials(),
         ingress::trials(),
         strangers::trials(),
         spoofing::trials(),

@@ -233,8 +233,20 @@ pub struct Instance {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Pending {
-    token: JoinTokenId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<JoinTokenId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    attestor: Option<String>,
     key: SigningKey,
+}
+
+/// By what a node enrols, as far as its key must know: see [`KeyStore::pending_key`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EnrolsBy {
+    /// One join token.
+    Token(JoinTokenId),
+    /// Evidence for the attestor of this name.
+    Attestor(String),
 }
 
 /// Reads and writes what this node is.
@@ -261,15 +273,21 @@ impl<'a> KeyStore<'a> {
         self.state.remove(PENDING_FILE)
     }
 
-    /// The key to enrol with by `token`. It is written before it is used: if the answer is lost, asking again with the
-    /// same key gets the same answer instead of using up the token. Another token gets a key of its own, for the
-    /// coordinator may have bound this one to the node of the answer that was lost.
-    pub fn pending_key(&self, token: JoinTokenId) -> Result<SigningKey, Refusal> {
-        if let Some(pending) = self.load::<Pending>(PENDING_FILE)?.filter(|pending| pending.token == token) {
+    /// The key to enrol with. It is written before it is used: if the answer is lost, asking again with the same key gets
+    /// the same answer instead of using up the token or the evidence. Another token or attestor gets a key of its own, for
+    /// the coordinator may have bound this one to the node of the answer that was lost. Evidence may be fresh each time: the
+    /// coordinator knows the node by its key.
+    pub fn pending_key(&self, by: &EnrolsBy) -> Result<SigningKey, Refusal> {
+        let (token, attestor) = match by {
+            EnrolsBy::Token(token) => (Some(*token), None),
+            EnrolsBy::Attestor(name) => (None, Some(name.clone())),
+        };
+        let pending = self.load::<Pending>(PENDING_FILE)?;
+        if let Some(pending) = pending.filter(|pending| pending.token == token && pending.attestor == attestor) {
             return Ok(pending.key);
         }
         let key = SigningKey::generate()?;
-        self.save(PENDING_FILE, &Pending { token, key: key.clone() })?;
+        self.save(PENDING_FILE, &Pending { token, attestor, key: key.clone() })?;
         Ok(key)
     }
 
@@ -388,10 +406,15 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let state = StateDir::open(&directory.path().join("s")).expect("open");
         let store = KeyStore::new(&state);
-        let (token, other) = (JoinTokenId::from_bytes([1; 8]), JoinTokenId::from_bytes([2; 8]));
-        let first = store.pending_key(token).expect("key");
-        assert_eq!(store.pending_key(token).expect("key").public(), first.public());
-        assert_ne!(store.pending_key(other).expect("key").public(), first.public(), "another token, another key");
+        let token = |byte| EnrolsBy::Token(JoinTokenId::from_bytes([byte; 8]));
+        let attestor = |name: &str| EnrolsBy::Attestor(name.to_owned());
+        let mut seen = Vec::new();
+        for by in [token(1), token(2), attestor("cluster"), attestor("ci")] {
+            let first = store.pending_key(&by).expect("key").public().to_vec();
+            assert_eq!(store.pending_key(&by).expect("key").public(), first);
+            assert!(!seen.contains(&first), "another token or attestor, another key");
+            seen.push(first);
+        }
     }
 
     #[test]
@@ -407,7 +430,8 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let state = StateDir::open(&directory.path().join("s")).expect("open");
         state.write(PENDING_FILE, b"\"c2VjcmV0\"").expect("write");
-        let refusal = KeyStore::new(&state).pending_key(JoinTokenId::from_bytes([1; 8])).expect_err("refused");
+        let refusal =
+            KeyStore::new(&state).pending_key(&EnrolsBy::Token(JoinTokenId::from_bytes([1; 8]))).expect_err("refused");
         assert_eq!(refusal.reason, Reason::StateCorrupt);
         assert!(refusal.detail.contains("node.pending") && !refusal.detail.contains("c2VjcmV0"), "{refusal:?}");
     }

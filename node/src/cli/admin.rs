@@ -1,12 +1,14 @@
 //! The administrator's verbs: thin calls of the coordinator's admin API, and the local work on policy files.
 
 mod administrators;
+mod attestors;
 mod audit;
 mod ca;
 mod connection;
 mod nodes;
 mod policy;
 mod policy_files;
+mod registrations;
 mod revocations;
 mod tokens;
 mod workloads;
@@ -27,6 +29,10 @@ pub(super) enum Command {
     Policy(policy::Arguments),
     /// Join tokens: what a new machine is enrolled with [coordinator]
     Token(tokens::Arguments),
+    /// Attestors: who may vouch for machines that have no join token [coordinator]
+    Attestor(attestors::Arguments),
+    /// Registrations: which evidence may hold which identities [coordinator]
+    Registration(registrations::Arguments),
     /// Nodes: list, show, revoke, forget, say what they may hold [coordinator]
     Node(nodes::Arguments),
     /// Workloads: identities and their running copies [coordinator]
@@ -48,6 +54,8 @@ pub(super) fn run(command: Command, context: &Context) -> Outcome {
     match command {
         Command::Policy(arguments) => policy::run(arguments, context),
         Command::Token(arguments) => tokens::run(arguments, context),
+        Command::Attestor(arguments) => attestors::run(arguments, context),
+        Command::Registration(arguments) => registrations::run(arguments, context),
         Command::Node(arguments) => nodes::run(arguments, context),
         Command::Workload(arguments) => workloads::run_workloads(arguments, context),
         Command::Service(arguments) => workloads::run_services(arguments, context),

@@ -1,18 +1,17 @@
 //! `warren enrol`: this host becomes a node of a mesh.
 
-use std::io::Read;
+pub(super) mod evidence;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 use warren_proto::UnixTime;
-use warren_proto::join_token::{JoinToken, MAX_TOKEN_LENGTH};
-use zeroize::Zeroizing;
 
 use super::{Context, Exit, Failure, Outcome, Present, config};
 use crate::certificates::key_store::{KeyStore, NodeIdentity};
 use crate::clock::{self, Clock};
-use crate::control_client::enrol::enrol;
+use crate::control_client::enrol::{Evidence, enrol};
 use crate::state_dir::{StateDir, StateError};
 
 #[derive(Debug, clap::Args)]
@@ -21,15 +20,22 @@ The token is read from a file, from stdin, from $WARREN_TOKEN_FILE, or from a sy
 
 The node's key is made here and does not leave this host. If the answer is lost, run the same command again: the token is not used up twice.
 
+Without a join token, somebody else vouches for this host: a Kubernetes cluster or an OIDC issuer by a token, another certificate authority by a certificate and its key. The coordinator judges it by the attestor named, and a registration says what the host may hold. Such evidence does not say where the coordinator is nor by what it is known: the mesh's root must be given.
+
 Examples:
   warren enrol --token-file web.token
   ssh admin warren token create --for shop/web-frontend | warren enrol --token-file -
-  systemd-run -p LoadCredential=warren-token:/root/web.token warren enrol")]
+  systemd-run -p LoadCredential=warren-token:/root/web.token warren enrol
+  warren enrol --attestor cluster-a --evidence-file token --root root.pem --coordinator mesh.example:8443
+  warren enrol --attestor spire --evidence-file svid.pem --evidence-key-file svid.key \\
+      --root root.pem --coordinator mesh.example:8443")]
 pub(super) struct Arguments {
     /// File that holds the join token; `-` reads stdin.
     #[arg(long, value_name = "FILE", env = "WARREN_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// Coordinator to ask instead of those in the token, host:port; may be repeated.
+    #[command(flatten)]
+    by_attestor: evidence::ByAttestor,
+    /// Coordinator to ask instead of those in the token or the configuration, host:port; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     coordinator: Vec<String>,
     /// What operators see this host as; by default its host name. Shown, never trusted.
@@ -60,21 +66,31 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
     for address in &arguments.coordinator {
         crate::config::host_and_port(address).map_err(|what| Failure::new(Exit::Usage, what))?;
     }
-    let token = read_token(arguments.token_file.as_deref())?;
+    let (evidence, root_sha256, told) = match arguments.by_attestor.read()? {
+        Some((evidence, root_sha256)) => (evidence, root_sha256, Vec::new()),
+        None => {
+            let token = evidence::join_token(arguments.token_file.as_deref())?;
+            let (root_sha256, addresses) = (token.root_sha256, token.addresses.clone());
+            (Evidence::JoinToken(token), root_sha256, addresses)
+        }
+    };
     let state = StateDir::open(&config.state_dir).map_err(unusable)?;
     let store = KeyStore::new(&state);
     if let Some(node) = store.node().map_err(unusable)? {
         return Err(already(&node, &config.state_dir));
     }
-    let addresses = [arguments.coordinator, config.control_addresses, token.addresses.clone()]
+    let addresses = [arguments.coordinator, config.control_addresses, told]
         .into_iter()
         .find(|addresses| !addresses.is_empty())
-        .unwrap_or_default();
+        .ok_or_else(|| {
+            Failure::new(Exit::Usage, "no coordinator was named")
+                .next("--coordinator HOST:8443, or `control: { addresses: [...] }` in the configuration")
+        })?;
     let host_name = arguments.host_name.unwrap_or_else(this_host);
-    let key = store.pending_key(token.id)?;
+    let key = store.pending_key(&evidence.enrols_by())?;
     let clock = Arc::new(Clock::new(clock::read, UnixTime(0)));
     super::block_on(async {
-        let node = enrol(&token, &addresses, key, &host_name, clock).await?;
+        let node = enrol(&evidence, root_sha256, &addresses, key, &host_name, clock).await?;
         store.save_node(&node).map_err(unusable)?;
         context.output.print(&Enrolled {
             node: node.node_id.to_string(),
@@ -100,28 +116,4 @@ pub(super) fn unusable(error: StateError) -> Failure {
 
 fn this_host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-fn read_token(file: Option<&Path>) -> Result<JoinToken, Failure> {
-    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join("warren-token"));
-    let path = match (file, credential) {
-        (Some(path), _) => path.to_owned(),
-        (None, Some(path)) if path.exists() => path,
-        (None, _) => {
-            return Err(Failure::new(Exit::Usage, "no join token was given")
-                .next("warren enrol --token-file FILE (or - for stdin)")
-                .next("an administrator makes one with: warren token create --for <namespace>/<name>"));
-        }
-    };
-    let mut text = Zeroizing::new(String::with_capacity(MAX_TOKEN_LENGTH));
-    let limit = MAX_TOKEN_LENGTH as u64 + 2;
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(limit).read_to_string(&mut text)
-    } else {
-        std::fs::File::open(&path).and_then(|file| file.take(limit).read_to_string(&mut text))
-    };
-    read.map_err(|error| {
-        Failure::new(Exit::Usage, format!("the join token cannot be read from {}", path.display())).cause(&error)
-    })?;
-    Ok(JoinToken::parse(&text)?)
 }

@@ -55,14 +55,27 @@ impl From<Reason> for Exit {
     /// The code for a refusal that came from the daemon or the coordinator.
     fn from(reason: Reason) -> Self {
         match reason {
-            Reason::InvalidField | Reason::TokenMalformed | Reason::PolicyInvalid => Self::Usage,
+            Reason::InvalidField | Reason::TokenMalformed | Reason::EvidenceMalformed | Reason::PolicyInvalid => {
+                Self::Usage
+            }
             Reason::NotAuthenticated
             | Reason::NotPermitted
             | Reason::IdentityNotAllowed
             | Reason::NamespaceOwned
             | Reason::TokenUnknown
             | Reason::TokenExpired
-            | Reason::TokenUsed => Self::NotPermitted,
+            | Reason::TokenUsed
+            | Reason::AttestorUnknown
+            | Reason::EvidenceAlgorithm
+            | Reason::EvidenceSignature
+            | Reason::EvidenceIssuer
+            | Reason::EvidenceAudience
+            | Reason::EvidenceExpired
+            | Reason::EvidenceNotYetValid
+            | Reason::EvidenceUnbound
+            | Reason::EvidenceUsed
+            | Reason::NoRegistration
+            | Reason::RegistrationAmbiguous => Self::NotPermitted,
             Reason::NotFound | Reason::NodeUnknown => Self::NotFound,
             Reason::Conflict => Self::Conflict,
             Reason::NotReady

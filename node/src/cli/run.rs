@@ -52,7 +52,8 @@ Exit code: the program's; 128+n when signal n ended it; 125 when warren itself f
 Examples:
   warren run -- nginx -g 'daemon off;'
   warren run --identity shop/web-frontend --user 1000:1000 -- ./server
-  warren run --token-file /run/secrets/warren --wait 60s -- ./server")]
+  warren run --token-file /run/secrets/warren --wait 60s -- ./server
+  warren run --attestor cluster-a --evidence-file /var/run/secrets/warren/token --root /etc/warren/root.pem -- ./server")]
 pub(super) struct Arguments {
     /// The identity, `<namespace>/<name>`, in place of `workload` in the configuration.
     #[arg(long, value_name = "WORKLOAD")]
@@ -60,6 +61,8 @@ pub(super) struct Arguments {
     /// Enrol with the join token in this file first, where this host is not enrolled.
     #[arg(long, value_name = "FILE", env = "WARREN_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    by_attestor: super::enrol::evidence::ByAttestor,
     /// How long the node may take to become ready: 30s, 500ms.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = super::top::parse_time)]
     wait: Duration,
@@ -126,7 +129,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// One of our own commands as a child that a person's Ctrl-C does not reach. What it says goes to stderr.
-    fn spawn(&self, arguments: &[&str]) -> Result<Pid, Failure> {
+    fn spawn(&self, arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<Pid, Failure> {
         let mut command = Command::new(&self.program);
         command.args(arguments).stdin(Stdio::null()).process_group(0);
         command.stdout(Stdio::from(std::io::stderr()));
@@ -141,9 +144,28 @@ impl<'a> Supervisor<'a> {
         start(&mut command).map_err(failed("the node cannot be started"))
     }
 
-    /// Redeems the join token where there is one and this host is no node yet. `Some` when a signal came first.
+    /// How this host is to enrol, as arguments of `warren enrol`; empty when nothing says so.
+    fn enrolment(&self) -> Vec<&std::ffi::OsStr> {
+        let by = &self.arguments.by_attestor;
+        let Some(attestor) = &by.attestor else {
+            let token = self.arguments.token_file.iter();
+            return token.flat_map(|file| ["--token-file".as_ref(), file.as_os_str()]).collect();
+        };
+        let files = [
+            ("--evidence-file", &by.evidence_file),
+            ("--evidence-key-file", &by.evidence_key_file),
+            ("--root", &by.root),
+        ];
+        let files = files.into_iter().filter_map(|(name, file)| Some([name.as_ref(), file.as_ref()?.as_os_str()]));
+        ["--attestor".as_ref(), attestor.as_ref()].into_iter().chain(files.flatten()).collect()
+    }
+
+    /// Enrols where there is something to enrol with and this host is no node yet. `Some` when a signal came first.
     async fn enrol(&mut self) -> Result<Option<Exit>, Failure> {
-        let Some(token) = &self.arguments.token_file else { return Ok(None) };
+        let by = self.enrolment();
+        if by.is_empty() {
+            return Ok(None);
+        }
         let enrolled = {
             let state =
                 StateDir::open(&self.state_dir).map_err(|error| Failure::new(OWN_FAILURE, error.to_string()))?;
@@ -152,8 +174,8 @@ impl<'a> Supervisor<'a> {
         if enrolled {
             return Ok(None);
         }
-        let token = token.to_string_lossy().into_owned();
-        let enrolling = self.spawn(&["enrol", "--token-file", &token])?;
+        let arguments: Vec<_> = std::iter::once("enrol".as_ref()).chain(by).collect();
+        let enrolling = self.spawn(&arguments)?;
         let deadline = Instant::now() + self.arguments.wait;
         loop {
             tokio::select! {

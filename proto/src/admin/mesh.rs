@@ -203,8 +203,11 @@ pub struct Node {
     pub enrolled_at: Timestamp,
     /// The address it enrolled from.
     pub enrolled_from: String,
-    /// The join token it enrolled with.
+    /// The join token it enrolled with; empty when it enrolled with other evidence.
     pub join_token: String,
+    /// Who vouched for it, when it enrolled with other evidence than a join token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<NodeAttestation>,
     /// The end of its own certificate.
     pub certificate_expires_at: Timestamp,
     /// When it was revoked.
@@ -218,6 +221,18 @@ pub struct Node {
     pub link: Option<NodeLink>,
     /// What runs on it.
     pub instances: Vec<Instance>,
+}
+
+/// What let a node in that enrolled without a join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeAttestation {
+    /// The attestor that judged the evidence.
+    pub attestor: String,
+    /// The registration that accepted it.
+    pub registration: String,
+    /// Whom or what the evidence is about, in the words of who made it.
+    pub subject: String,
 }
 
 /// A node whose identity two processes use at the same time.

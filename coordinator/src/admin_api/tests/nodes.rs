@@ -7,7 +7,7 @@ use warren_proto::join_token::JoinToken;
 
 use super::*;
 use crate::ca::RequesterKey;
-use crate::registry::{Enrolment, NewJoinToken, TunnelRequest};
+use crate::registry::{Enrolment, Evidence, NewJoinToken, TunnelRequest};
 
 fn key() -> RequesterKey {
     let pair = KeyPair::generate().unwrap();
@@ -27,8 +27,7 @@ impl Fixture {
         let (_, text) = registry.create_join_token(&Caller::new("test"), new).await.unwrap();
         let token = JoinToken::parse(&text).unwrap();
         let enrolment = Enrolment {
-            token: token.id,
-            secret: token.secret.clone(),
+            evidence: Evidence::JoinToken { id: token.id, secret: token.secret.clone() },
             key: key(),
             host_name: "web-1".to_owned(),
             from: "192.0.2.7".parse().unwrap(),

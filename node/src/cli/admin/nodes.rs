@@ -237,8 +237,14 @@ impl Present for Node {
         table.row(["may hold", &joined(&self.workloads)]);
         table.row([
             "enrolled",
-            &format!("{} from {} with token {}", self.enrolled_at, self.enrolled_from, self.join_token),
+            &match &self.attestation {
+                None => format!("{} from {} with token {}", self.enrolled_at, self.enrolled_from, self.join_token),
+                Some(by) => format!("{} from {} by attestor {}", self.enrolled_at, self.enrolled_from, by.attestor),
+            },
         ]);
+        if let Some(by) = &self.attestation {
+            table.row(["vouched for", &format!("as {}, registration {}", by.subject, by.registration)]);
+        }
         table.row(["certificate until", &self.certificate_expires_at.to_string()]);
         if let Some(revoked) = self.revoked_at {
             table.row(["revoked", &revoked.to_string()]);
