@@ -4,7 +4,9 @@
 //! attestor, what was presented and the time; what it gives, [`Attested`], is made nowhere else, and is all that enrolment
 //! takes. Which identities follow from it is the registrations' to say, see `registry/nodes.rs`.
 
+mod aws;
 mod certificate;
+mod cms;
 mod json;
 mod jwks;
 mod kubernetes;
@@ -136,6 +138,7 @@ enum Judge {
     Kubernetes(token::Issuer),
     Oidc(token::Issuer),
     X509(certificate::Authority),
+    Aws(aws::Instances),
 }
 
 impl Judge {
@@ -144,6 +147,7 @@ impl Judge {
             AttestorSettings::Kubernetes(issuer) => Self::Kubernetes(token::Issuer::new(issuer)?),
             AttestorSettings::Oidc(issuer) => Self::Oidc(token::Issuer::new(issuer)?),
             AttestorSettings::X509(authority) => Self::X509(certificate::Authority::new(authority)?),
+            AttestorSettings::AwsInstance(instances) => Self::Aws(aws::Instances::new(instances)?),
         })
     }
 
@@ -152,6 +156,7 @@ impl Judge {
             Self::Kubernetes(_) => "kubernetes",
             Self::Oidc(_) => "oidc",
             Self::X509(_) => "x509",
+            Self::Aws(_) => "aws",
         }
     }
 }
@@ -226,6 +231,9 @@ pub fn check_selectors(settings: &AttestorSettings, selectors: &[Selector]) -> R
             oidc::check_selectors(&issuer.issuer, selectors)
         }
         AttestorSettings::X509(_) => text_only(&["x509:spiffe-id", "x509:dns", "x509:root-sha256"]),
+        AttestorSettings::AwsInstance(_) => {
+            text_only(&["aws:account", "aws:region", "aws:instance", "aws:image", "aws:zone", "aws:type"])
+        }
     }
 }
 
@@ -244,9 +252,10 @@ pub fn attest(
     let findings = match (&judge, presented) {
         (Judge::Kubernetes(issuer), Presented::Document(token)) => kubernetes::attest(issuer, bounded(token)?, now)?,
         (Judge::Oidc(issuer), Presented::Document(token)) => oidc::attest(issuer, bounded(token)?, now)?,
+        (Judge::Aws(instances), Presented::Document(document)) => instances.attest(bounded(document)?, now)?,
         (Judge::X509(authority), Presented::Certificate(proof)) => authority.attest(proof, now)?,
-        (Judge::Kubernetes(_) | Judge::Oidc(_), Presented::Certificate(_)) => {
-            return Err(other_kind(name, judge.kind(), "a token: `--evidence-file FILE` alone"));
+        (Judge::Kubernetes(_) | Judge::Oidc(_) | Judge::Aws(_), Presented::Certificate(_)) => {
+            return Err(other_kind(name, judge.kind(), "a token or a document: `--evidence-file FILE` alone"));
         }
         (Judge::X509(_), Presented::Document(_)) => {
             return Err(other_kind(name, judge.kind(), "a certificate: `--evidence-file` and `--evidence-key-file`"));

@@ -1,5 +1,6 @@
 //! Evidence of every kind, each way of being wrong, with keys made here.
 
+mod aws;
 mod certificates;
 mod tokens;
 

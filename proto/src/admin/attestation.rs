@@ -40,6 +40,8 @@ pub enum AttestorSettings {
     Oidc(TokenIssuer),
     /// Certificates of another authority whose key is at hand, SPIFFE SVIDs among them.
     X509(CertificateIssuer),
+    /// Instance identity documents of Amazon EC2.
+    AwsInstance(AwsInstances),
 }
 
 impl AttestorSettings {
@@ -50,6 +52,7 @@ impl AttestorSettings {
             Self::Kubernetes(_) => "kubernetes",
             Self::Oidc(_) => "oidc",
             Self::X509(_) => "x509",
+            Self::AwsInstance(_) => "aws",
         }
     }
 }
@@ -78,6 +81,19 @@ pub struct CertificateIssuer {
     /// The SPIFFE trust domain that its certificates must be of; absent when they need not name one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_domain: Option<String>,
+}
+
+/// Instances of Amazon EC2 in some accounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AwsInstances {
+    /// Amazon's public certificates for RSA-2048 signatures in the regions used, PEM, at most 8.
+    pub certificates: String,
+    /// The accounts whose instances are believed, twelve digits each.
+    pub accounts: Vec<String>,
+    /// The longest time since an instance's start at which it may enrol, in seconds; an hour unless said.
+    #[serde(default = "an_hour")]
+    pub max_age_seconds: u64,
 }
 
 const fn an_hour() -> u64 {

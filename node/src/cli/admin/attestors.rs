@@ -7,11 +7,11 @@ use std::time::Duration;
 use clap::Subcommand;
 use hyper::Method;
 use warren_proto::admin::{
-    Attestor, AttestorList, AttestorSettings, CertificateIssuer, Deleted, NewAttestor, TokenIssuer,
+    Attestor, AttestorList, AttestorSettings, AwsInstances, CertificateIssuer, Deleted, NewAttestor, TokenIssuer,
 };
 
 use super::connection::Connection;
-use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, duration};
+use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, duration, joined};
 use crate::admin_client::Terms;
 use crate::cli::block_on;
 
@@ -31,6 +31,7 @@ Examples:
   warren attestor set oidc github --issuer https://token.actions.githubusercontent.com \\
       --audience warren.bank.example --jwks github.json
   warren attestor set x509 spire --roots spire-bundle.pem --trust-domain spire.bank.example
+  warren attestor set aws ec2 --certificates ec2-eu-west-1-rsa2048.pem --account 123456789012
   warren attestor list
   warren attestor show cluster-a
   warren attestor delete cluster-a")]
@@ -72,6 +73,8 @@ enum Kind {
     Oidc(Token),
     /// Certificates of another authority, whose key signs: SPIFFE SVIDs, device certificates
     X509(Certificate),
+    /// Instance identity documents of Amazon EC2
+    Aws(Aws),
 }
 
 #[derive(Debug, clap::Args)]
@@ -104,6 +107,23 @@ struct Certificate {
     /// The SPIFFE trust domain that its certificates must be of.
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<String>,
+    #[command(flatten)]
+    words: Words,
+}
+
+#[derive(Debug, clap::Args)]
+struct Aws {
+    /// What people and nodes call it.
+    name: String,
+    /// File with Amazon's RSA-2048 certificates of the regions used (PEM).
+    #[arg(long, value_name = "FILE")]
+    certificates: PathBuf,
+    /// An account whose instances are believed, twelve digits; may be repeated.
+    #[arg(long = "account", value_name = "ACCOUNT", required = true)]
+    accounts: Vec<String>,
+    /// How long after its start an instance may enrol, up to a day.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    max_age: Duration,
     #[command(flatten)]
     words: Words,
 }
@@ -184,6 +204,11 @@ fn settings(kind: Kind) -> Result<(String, AttestorSettings, Words), Failure> {
         Kind::X509(Certificate { name, roots, trust_domain, words }) => {
             (name, AttestorSettings::X509(CertificateIssuer { roots: read(&roots)?, trust_domain }), words)
         }
+        Kind::Aws(Aws { name, certificates, accounts, max_age, words }) => {
+            let certificates = read(&certificates)?;
+            let instances = AwsInstances { certificates, accounts, max_age_seconds: max_age.as_secs() };
+            (name, AttestorSettings::AwsInstance(instances), words)
+        }
     })
 }
 
@@ -214,6 +239,11 @@ impl Present for Attestor {
                 table.row(["trust domain", issuer.trust_domain.as_deref().unwrap_or("any")]);
                 table.row(["roots", issuer.roots.trim()]);
             }
+            AttestorSettings::AwsInstance(instances) => {
+                table.row(["accounts", joined(&instances.accounts).as_str()]);
+                table.row(["after a start", &format!("{} s", instances.max_age_seconds)]);
+                table.row(["certificates", instances.certificates.trim()]);
+            }
         }
         table.row(["registrations", &self.registrations.to_string()]);
         table.row(["set", &format!("{} by {}", self.changed_at, self.changed_by)]);
@@ -230,6 +260,7 @@ impl Rows for Attestor {
         let whose = |attestor: &Self| match &attestor.settings {
             AttestorSettings::Kubernetes(token) | AttestorSettings::Oidc(token) => token.issuer.clone(),
             AttestorSettings::X509(issuer) => issuer.trust_domain.clone().unwrap_or_else(|| "-".to_owned()),
+            AttestorSettings::AwsInstance(instances) => joined(&instances.accounts),
         };
         let mut table = if wide {
             Table::new(["NAME", "KIND", "ISSUER", "REGISTRATIONS", "SET", "NOTE", "BY"])

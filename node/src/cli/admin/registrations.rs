@@ -18,6 +18,7 @@ Selectors are NAME=TEXT, or NAME:=VALUE for a whole number, true or false; value
   kubernetes  k8s:ns and k8s:sa (both needed), k8s:pod, k8s:node
   oidc        claim:NAME, or claim:/outer/inner for a claim inside another
   x509        x509:spiffe-id, x509:dns, x509:root-sha256
+  aws         aws:account, aws:region, aws:instance, aws:image, aws:zone, aws:type
 
 Examples:
   warren registration create web --attestor cluster-a \\

@@ -31,7 +31,8 @@ pub(in crate::cli) struct ByAttestor {
         conflicts_with = "token_file"
     )]
     pub(in crate::cli) attestor: Option<String>,
-    /// File with the evidence: a Kubernetes or OIDC token, or a certificate chain (PEM, leaf first).
+    /// File with the evidence: a Kubernetes or OIDC token, an EC2 instance identity document (rsa2048), or a certificate chain
+    /// (PEM, leaf first).
     #[arg(long, value_name = "FILE", env = "WARREN_EVIDENCE_FILE")]
     pub(in crate::cli) evidence_file: Option<PathBuf>,
     /// File with the certificate's private key (PEM). It signs once and stays on this host.
