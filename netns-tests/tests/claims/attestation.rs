@@ -29,6 +29,7 @@ const SVID: &str = "spiffe://other.example/ns/shop/sa/web-frontend";
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         claim("attestation::a_pod_gets_the_registered_identity_and_no_other", registered_identity),
+        claim("attestation::a_pods_entrypoint_enrols_it_and_starts_its_program", entrypoint),
         claim("attestation::a_token_for_another_audience_or_pod_is_refused_by_name", refused_by_name),
         claim("attestation::a_jobs_token_makes_one_node", once),
         claim("attestation::a_certificate_of_another_authority_makes_a_node_with_its_key_only", certificate),
@@ -135,6 +136,22 @@ fn registered_identity() -> Result<()> {
         ensure!(ready.code != Some(0), "a pod of {WEB} runs as {BANK}");
         Ok(())
     })
+}
+
+fn entrypoint() -> Result<()> {
+    let cluster = Cluster::new();
+    let mut mesh = mesh(&cluster)?;
+    let node = Node::on(mesh.lab.host("pod-1")?, WEB)?;
+    node.configure(&format!("control:\n  addresses: [\"{}\"]\n", mesh.coordinator.host.at(CONTROL_PORT)))?;
+    let token = write(&mesh, "token", &cluster.token(&pod("web-frontend", "uid-1")?))?;
+    let root = mesh.coordinator.directory().join("root.pem");
+    let mut all = ["run", "--attestor", "cluster", "--evidence-file"].map(OsStr::new).to_vec();
+    all.extend([token.as_os_str(), OsStr::new("--root"), root.as_os_str()]);
+    // What the program sees of how its node enrolled: nothing.
+    all.extend(["--", "sh", "-c", "env | grep -c ^WARREN_; exit 7"].map(OsStr::new));
+    let ran = node.cli(&all)?.expect(7)?;
+    ensure!(ran.stdout.trim() == "0", "{ran:#?}");
+    Ok(())
 }
 
 fn refused_by_name() -> Result<()> {
