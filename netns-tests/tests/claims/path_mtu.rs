@@ -22,23 +22,26 @@ use warren_netns_tests::host::{Host, UNDERLAY, device, netlink};
 use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
 use warren_netns_tests::processes::eventually;
 
-use super::{BANK, POLICY, WEB, claim};
+use super::{BANK, POLICY, WEB, claim, drops};
 
 /// What the path takes in the end, of IP packets.
 const NARROW: u32 = 1400;
-/// A read that waits longer is a stream that has stopped. On an idle machine it stands still for a second or two; where many
-/// tests share the processors, TCP's next retransmission may be the one that comes 3 or 6 seconds after the change.
-const STALL: Duration = Duration::from_secs(10);
+/// A read that waits longer is a stream that has stopped. How long one stands still at most is the simulation's to show, on a
+/// clock that a busy machine does not hold up; here it is printed.
+const STOPPED: Duration = IN_FORCE;
 /// How long the stream runs before and after the change.
 const BEFORE: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(6);
 /// At most 16 MB a second.
-const CHUNK: usize = 16 * 1024;
+pub(super) const CHUNK: usize = 16 * 1024;
 const PAUSE: Duration = Duration::from_millis(1);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        claim("path_mtu::over_ipv6_the_first_train_that_does_not_fit_says_what_does", first_train),
+        claim(
+            "path_mtu::over_ipv6_full_packets_fit_ethernet_and_a_device_that_takes_less_says_what_it_takes",
+            full_packets,
+        ),
         claim("path_mtu::a_router_that_says_what_fits_is_believed_and_the_stream_goes_on", router_says),
         claim("path_mtu::a_path_that_drops_in_silence_over_ipv4_is_found_out_and_the_stream_goes_on", silent_v4),
         claim("path_mtu::a_path_that_drops_in_silence_over_ipv6_is_found_out_and_the_stream_goes_on", silent_v6),
@@ -61,7 +64,7 @@ fn two_nodes(v4: bool, more: &str) -> Result<(Mesh, Node, Node)> {
 }
 
 /// A stream from bank-1 to web-1.
-struct Stream {
+pub(super) struct Stream {
     read: TcpStream,
     ends: Arc<AtomicBool>,
 }
@@ -73,7 +76,7 @@ impl Drop for Stream {
 }
 
 impl Stream {
-    fn begin(web: &Node, bank: &Node) -> Result<Self> {
+    pub(super) fn begin(web: &Node, bank: &Node) -> Result<Self> {
         let at = bank.at(8080)?;
         let listener = bank.host.namespace.run(|| TcpListener::bind(at).with_context(|| format!("bind {at}")))?;
         let ends = Arc::new(AtomicBool::new(false));
@@ -87,24 +90,28 @@ impl Stream {
         });
         let mut read = None;
         eventually("web-1 reaches bank-1", IN_FORCE, || {
-            read = web.host.connect(at, STALL).ok();
+            read = web.host.connect(at, STOPPED).ok();
             Ok(read.is_some())
         })?;
         let read = read.context("connected")?;
-        read.set_read_timeout(Some(STALL))?;
+        read.set_read_timeout(Some(STOPPED))?;
         Ok(Self { read, ends })
     }
 
     /// Reads for `time`; the bytes.
-    fn read_for(&mut self, time: Duration) -> Result<usize> {
+    pub(super) fn read_for(&mut self, time: Duration) -> Result<usize> {
         let (begun, mut bytes, mut buffer) = (Instant::now(), 0, vec![0; 64 * 1024]);
+        let (mut last, mut longest) = (begun, Duration::ZERO);
         while begun.elapsed() < time {
             let length = self.read.read(&mut buffer).with_context(|| {
-                format!("the stream stood still for {STALL:?}, {:?} after the change", begun.elapsed())
+                format!("the stream stood still for {STOPPED:?}, {:?} after the change", begun.elapsed())
             })?;
             ensure!(length > 0, "the stream ended");
             bytes += length;
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
         }
+        let _ = writeln!(std::io::stderr(), "the stream stood still for {longest:?} at most");
         Ok(bytes)
     }
 }
@@ -118,6 +125,7 @@ fn goes_on(web: &Node, bank: &mut Node, narrow: impl FnOnce() -> Result<()>) -> 
     ensure!(stream.read_for(AFTER)? > CHUNK);
     eventually("bank-1 knows what fits", IN_FORCE, || Ok(known(bank)?.len() > before))?;
     ensure!(stream.read_for(BEFORE)? > CHUNK);
+    ensure!(drops(bank, "packet-too-big")? > 0, "what is too long is counted");
     known(bank)?.last().copied().context("a size")
 }
 
@@ -132,14 +140,23 @@ fn known(node: &mut Node) -> Result<Vec<u32>> {
     Ok(sizes.collect())
 }
 
-/// A sealed packet of 1420 bytes is four bytes too long for IPv6 over Ethernet: padding counts.
-fn first_train() -> Result<()> {
+/// Sealed, a packet of 1420 bytes is as long as Ethernet takes over IPv6, for its padding ends there.
+fn full_packets() -> Result<()> {
     let (_mesh, web, mut bank) = two_nodes(false, "")?;
     let mut stream = Stream::begin(&web, &bank)?;
     ensure!(stream.read_for(BEFORE)? > CHUNK);
-    ensure!(known(&mut bank)? == [1408], "{:?}", known(&mut bank)?);
+    ensure!(known(&mut bank)?.is_empty(), "{:?}", known(&mut bank)?);
     let status = bank.say(&["status", "-o", "json"])?.expect(0)?.stdout;
-    ensure!(status.contains("Message too long"), "{status}");
+    ensure!(!status.contains("Message too long"), "{status}");
+    bank.host.namespace.run_async(|| async {
+        let handle = netlink().await?;
+        let underlay = device(&handle, UNDERLAY).await?;
+        Ok(handle.link().change(LinkUnspec::new_with_index(underlay).mtu(NARROW).build()).execute().await?)
+    })?;
+    ensure!(stream.read_for(BEFORE)? > CHUNK);
+    eventually("bank-1 knows what fits", IN_FORCE, || Ok(!known(&mut bank)?.is_empty()))?;
+    ensure!(known(&mut bank)? == [NARROW - 40 - 8 - 32], "{:?}", known(&mut bank)?);
+    ensure!(drops(&bank, "packet-too-big")? > 0, "what is too long is counted");
     Ok(())
 }
 
@@ -166,8 +183,8 @@ fn router_says() -> Result<()> {
             Ok(handle.route().add(message).execute().await?)
         })
     })?;
-    // Less IPv4, UDP, header and tag of ours, in whole blocks of the padding.
-    ensure!(size == (NARROW - 20 - 8 - 32) / 16 * 16, "{size}");
+    // Less IPv4, UDP, header and tag of ours.
+    ensure!(size == NARROW - 20 - 8 - 32, "{size}");
     Ok(())
 }
 

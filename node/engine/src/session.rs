@@ -1,7 +1,7 @@
 //! Data sessions: the second layer of a tunnel, which carries application packets between two warren nodes.
 //!
 //! On the wire a data session looks like WireGuard's transport message (type 4, receiver index, 64-bit
-//! counter, ciphertext, tag; plaintext padded to 16). Its keys come from the exchange inside the handshake
+//! counter, ciphertext, tag; plaintext padded to 16, no further than the path's MTU). Its keys come from the exchange inside the handshake
 //! tunnel. A session is shared between workers and never copied: the send counter is atomic, and the replay
 //! window belongs to the worker that the receiver index names.
 
@@ -22,7 +22,7 @@ pub const TRANSPORT_TYPE: u8 = 4;
 pub const HEADER: usize = 16;
 /// Poly1305's or GCM's tag.
 pub const TAG: usize = 16;
-/// Plaintext is padded to a multiple of this, as WireGuard does.
+/// Plaintext is padded to a multiple of this but not beyond the path's MTU, as WireGuard does.
 pub const PADDING: usize = 16;
 
 /// After this age whoever has traffic begins the next session.
@@ -119,7 +119,7 @@ impl<'a> Opened<'a> {
     }
 }
 
-/// The length of the datagram that carries an inner packet of `packet` bytes.
+/// The length of the datagram that carries an inner packet of `packet` bytes, if nothing cuts its padding.
 #[must_use]
 pub const fn sealed_length(packet: usize) -> usize {
     HEADER + packet.next_multiple_of(PADDING) + TAG
@@ -172,11 +172,13 @@ impl DataSession {
         })
     }
 
-    /// Seals `packet` (empty: a keepalive) into the front of `out` and returns the datagram's length, which
-    /// is [`sealed_length`]. Any thread may call it; each call takes a counter of its own.
-    pub fn seal(&self, packet: &[u8], out: &mut [u8], now: Now) -> Result<usize, Reason> {
+    /// Seals `packet` (empty: a keepalive) into the front of `out` and returns the datagram's length: [`sealed_length`],
+    /// or less where padding would make the plaintext longer than `mtu`. Any thread may call it; each call takes a counter
+    /// of its own.
+    pub fn seal(&self, packet: &[u8], mtu: usize, out: &mut [u8], now: Now) -> Result<usize, Reason> {
         self.check_age(now)?;
-        let length = sealed_length(packet.len());
+        let padded = packet.len().next_multiple_of(PADDING).min(mtu.max(packet.len()));
+        let length = HEADER + padded + TAG;
         let Some(out) = out.get_mut(..length) else { return Err(Reason::PacketTooBig) };
         // Going past the limit by the number of workers is harmless: the refusals never seal.
         let counter = self.next_counter.fetch_add(1, Ordering::Relaxed);

@@ -48,7 +48,9 @@ pub(super) struct Call {
 pub(super) struct Wire {
     pub(super) loss: f64,
     pub(super) doubled: f64,
-    /// Each datagram takes between 1 ms and this.
+    /// Each datagram takes between this...
+    pub(super) least: Duration,
+    /// ... and this.
     pub(super) delay: Duration,
     /// Chance that some earlier datagram is sent again, perhaps from somewhere else.
     pub(super) replayed: f64,
@@ -59,11 +61,19 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) const CLEAN: Self =
-        Self { loss: 0.0, doubled: 0.0, delay: Duration::from_millis(2), replayed: 0.0, overtaken: 0.0, mutated: 0.0 };
+    pub(super) const CLEAN: Self = Self {
+        loss: 0.0,
+        doubled: 0.0,
+        least: Duration::from_millis(1),
+        delay: Duration::from_millis(2),
+        replayed: 0.0,
+        overtaken: 0.0,
+        mutated: 0.0,
+    };
     pub(super) const HOSTILE: Self = Self {
         loss: 0.2,
         doubled: 0.2,
+        least: Duration::from_millis(1),
         delay: Duration::from_millis(200),
         replayed: 0.1,
         overtaken: 0.02,
@@ -459,8 +469,9 @@ impl World {
     }
 
     fn launch(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
-        let span = self.wire.delay.as_micros().max(1001) as u64;
-        let delay = Duration::from_micros(self.random.random_range(1000..span));
+        let least = self.wire.least.as_micros() as u64;
+        let most = (self.wire.delay.as_micros() as u64).max(least + 1);
+        let delay = Duration::from_micros(self.random.random_range(least..most));
         self.sequence += 1;
         self.in_flight.insert((self.now.monotonic + delay, self.sequence), (from, to, datagram));
     }

@@ -335,6 +335,7 @@ impl Desk {
         }
         let inner = Inner::parse(packet)?;
         if let Some(way) = self.follow_out(moment, &inner, longest) {
+            note_large(way, longest, outbox);
             return Ok(way);
         }
         let attributed = attribution::attribute(tables, inner)?;
@@ -368,10 +369,9 @@ impl Desk {
             return Err(Stopped { reason, link: Some(link) });
         }
         let length = inner.bytes().len();
-        if longest.min(length) > LARGE && !peer.is_plain && link.note_large() {
-            outbox.push_event(WorkerEvent::LargeSent(link.local(), link.peer()));
-        }
-        Ok(Way { peer, link, length })
+        let way = Way { peer, link, length };
+        note_large(way, longest, outbox);
+        Ok(way)
     }
 
     /// The way of a packet that goes where the last one went.
@@ -499,14 +499,14 @@ impl Desk {
         now: Now,
         outbox: &mut Outbox,
     ) -> Result<(), Reason> {
-        if let Some(Carrier { session, endpoint }) = carrier
+        if let Some(Carrier { session, endpoint, mtu }) = carrier
             && let Some(session) = session.as_ref()
         {
             let spare = outbox.wire_spare();
             if spare.len() < sealed_length(packet.len()) {
                 return Err(Reason::Backpressure);
             }
-            match session.seal(packet, spare, now) {
+            match session.seal(packet, *mtu, spare, now) {
                 Ok(length) => {
                     outbox.transmit(*endpoint, ecn::of(packet), length);
                     self.count_out(way.link, packet.len());
@@ -600,6 +600,14 @@ impl Desk {
         let protocol = inner.protocol;
         let seen = Observation { sender, local, peer, source, destination, protocol, verdict, audit, rule };
         self.records.observe(&seen, moment.tables.policy.as_deref(), moment.now.unix);
+    }
+}
+
+/// Has the path asked whether it takes packets as long as this one, if nothing as long was sent of late.
+fn note_large(way: Way<'_>, longest: usize, outbox: &mut Outbox) {
+    let Way { peer, link, length } = way;
+    if longest.min(length) > LARGE && !peer.is_plain && link.note_large() {
+        outbox.push_event(WorkerEvent::LargeSent(link.local(), link.peer()));
     }
 }
 

@@ -223,7 +223,7 @@ impl Node {
     fn seal(&mut self, peer: u8, packet: Vec<u8>) -> Vec<u8> {
         let mut out = vec![0; sealed_length(packet.len())];
         // Its session may have ended.
-        let Ok(length) = self.far[usize::from(peer)].seal(&packet, &mut out, self.now) else { return Vec::new() };
+        let Ok(length) = self.far[usize::from(peer)].seal(&packet, 1420, &mut out, self.now) else { return Vec::new() };
         out.truncate(length);
         if !packet.is_empty() {
             self.undelivered.push((peer, packet));

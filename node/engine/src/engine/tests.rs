@@ -157,7 +157,7 @@ impl World {
         match self.session(of) {
             Some(session) => {
                 let mut datagram = vec![0; 2048];
-                match session.seal(packet, &mut datagram, self.now) {
+                match session.seal(packet, 1420, &mut datagram, self.now) {
                     Ok(length) => {
                         datagram.truncate(length);
                         let to = self.nodes[1 - of].address;

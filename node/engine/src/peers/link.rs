@@ -336,7 +336,7 @@ impl LinkState {
             return false;
         }
         let Some(current) = &self.current else { return false };
-        send_sealed(&current.session, packet, endpoint, out, now)
+        send_sealed(&current.session, packet, self.cell.mtu(), endpoint, out, now)
     }
 
     /// Begins an effort if packets wait and nothing is under way.
@@ -372,10 +372,10 @@ impl LinkState {
         if let Some(endpoint) = self.path.endpoint() {
             if self.waiting.is_empty() && !established.offered {
                 // The offerer waits for an answer before it moves its own egress.
-                send_sealed(&established.session, &[], endpoint, out, now);
+                send_sealed(&established.session, &[], self.cell.mtu(), endpoint, out, now);
             }
             for packet in self.take_waiting(out) {
-                send_sealed(&established.session, &packet, endpoint, out, now);
+                send_sealed(&established.session, &packet, self.cell.mtu(), endpoint, out, now);
             }
         }
         self.cell.set_egress(Some(Arc::clone(&established.session)));

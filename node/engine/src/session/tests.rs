@@ -27,9 +27,12 @@ fn pair(suite: Suite) -> (DataSession, DataSession) {
     (end(&a, &b, 0x1111, 0x2222), end(&b, &a, 0x2222, 0x1111))
 }
 
+/// Of a path that takes every packet here with its padding.
+const MTU: usize = 4096;
+
 fn seal(session: &DataSession, packet: &[u8], now: Now) -> Vec<u8> {
     let mut out = vec![0; sealed_length(packet.len())];
-    let length = session.seal(packet, &mut out, now).expect("sealed");
+    let length = session.seal(packet, MTU, &mut out, now).expect("sealed");
     assert_eq!(length, out.len());
     out
 }
@@ -54,6 +57,22 @@ fn a_message_has_wireguards_layout_and_is_padded_to_sixteen() {
         assert_eq!(opened[..21], [1; 21]);
         assert_eq!(opened[21..], [0; 11], "padding is zero");
     }
+}
+
+#[test]
+fn padding_ends_where_the_path_does() {
+    let (alice, bob) = pair(Suite::Aes256Gcm);
+    let mut out = [0; 2000];
+    // 1420 bytes and what seals them make an IPv6 packet that Ethernet takes.
+    for (packet, mtu, padded) in
+        [(1420, 1420, 1420), (1410, 1420, 1420), (1408, 1420, 1408), (5, 1420, 16), (30, 8, 30)]
+    {
+        let length = alice.seal(&vec![1; packet], mtu, &mut out, at(0)).expect("sealed");
+        assert_eq!(length, HEADER + padded + TAG);
+        let opened = open(&bob, &out[..length], at(0)).expect("opened");
+        assert_eq!((opened.len(), &opened[..packet]), (padded, &vec![1; packet][..]));
+    }
+    const { assert!(48 + HEADER + 1420 + TAG <= 1500) };
 }
 
 #[test]
@@ -83,7 +102,7 @@ fn counters_beyond_a_sessions_limit_are_refused_before_the_window_sees_them() {
     for counter in [REFUSE_AFTER_MESSAGES, u64::MAX - 8192, u64::MAX - 1, u64::MAX] {
         alice.next_counter.store(counter, Ordering::Relaxed);
         let mut out = [0; 64];
-        assert_eq!(alice.seal(b"late", &mut out, at(0)), Err(Reason::SessionExpired));
+        assert_eq!(alice.seal(b"late", MTU, &mut out, at(0)), Err(Reason::SessionExpired));
         // What a peer that ignores the limit would send: authentic, under its own key.
         let mut message = vec![0; sealed_length(4)];
         message[..8].copy_from_slice(&first[..8]);
@@ -105,7 +124,7 @@ fn a_session_asks_for_a_rekey_once_and_ends_on_time() {
     assert!(alice.take_rekey_request(at(120)));
     assert!(!alice.take_rekey_request(at(121)));
     let late = seal(&alice, b"late", at(179));
-    assert_eq!(alice.seal(b"", &mut [0; 64], at(180)), Err(Reason::SessionExpired));
+    assert_eq!(alice.seal(b"", MTU, &mut [0; 64], at(180)), Err(Reason::SessionExpired));
     assert_eq!(open(&bob, &late, at(180)), Err(Reason::SessionExpired));
     assert!(open(&bob, &late, at(179)).is_ok());
 }
@@ -134,7 +153,7 @@ fn a_session_ends_with_the_certificate() {
     };
     let session = DataSession::new(&parameters).expect("keys");
     let datagram = seal(&session, b"x", at(9));
-    assert_eq!(session.seal(b"x", &mut [0; 64], at(10)), Err(Reason::CertificateExpired));
+    assert_eq!(session.seal(b"x", MTU, &mut [0; 64], at(10)), Err(Reason::CertificateExpired));
     assert_eq!(open(&session, &datagram, at(10)), Err(Reason::CertificateExpired));
 }
 

@@ -231,7 +231,8 @@ impl World {
     fn seal_raw(&self, from: usize, to: usize, packet: &[u8]) -> Vec<u8> {
         let session = self.nodes[from].link(to).egress().clone().expect("session");
         let mut datagram = vec![0; sealed_length(packet.len())];
-        session.seal(packet, &mut datagram, self.now).expect("sealed");
+        let length = session.seal(packet, 1420, &mut datagram, self.now).expect("sealed");
+        datagram.truncate(length);
         datagram
     }
 

@@ -36,13 +36,15 @@ impl From<Reason> for Stopped<'_> {
 pub(super) struct Carrier {
     pub(super) session: arc_swap::Guard<Option<Arc<DataSession>>>,
     pub(super) endpoint: SocketAddr,
+    /// Padding ends here.
+    pub(super) mtu: usize,
 }
 
 impl Way<'_> {
     /// None where the slow half has to take the packet: it has the plain peers' tunnels.
     pub(super) fn carrier(&self) -> Option<Carrier> {
         let session = (!self.peer.is_plain).then(|| self.link.egress()).filter(|session| session.is_some())?;
-        Some(Carrier { session, endpoint: self.link.endpoint()? })
+        Some(Carrier { session, endpoint: self.link.endpoint()?, mtu: self.link.mtu() as usize })
     }
 
     /// The packet, or a segment of it, without anything behind its end.

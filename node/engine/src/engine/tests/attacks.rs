@@ -411,9 +411,9 @@ fn a_narrow_path_lowers_the_largest_packet_of_the_peers_behind_it() {
     world.nodes[0].engine.handle_path_mtu(address(7), 1380, now);
     assert_eq!(mtu(&world), Some(1420));
     world.nodes[0].engine.handle_path_mtu(address(1), 1380, now);
-    assert_eq!(mtu(&world), Some(1344));
+    assert_eq!(mtu(&world), Some(1348));
     world.nodes[0].engine.handle_path_mtu(address(1), 1440, now);
-    assert_eq!(mtu(&world), Some(1344), "a larger word raises nothing");
+    assert_eq!(mtu(&world), Some(1348), "a larger word raises nothing");
 }
 
 proptest! {

@@ -174,7 +174,7 @@ impl LinkState {
                 *next = now.monotonic + exchange_delay(*attempt);
                 *attempt += 1;
                 if let Some(endpoint) = self.path.endpoint() {
-                    send_sealed(&session, &[], endpoint, out, now);
+                    send_sealed(&session, &[], self.cell.mtu(), endpoint, out, now);
                 }
             }
             _ => {}
@@ -400,9 +400,16 @@ impl LinkState {
 }
 
 /// Seals `packet` (empty: a keepalive) and sends it. Says whether the session took it.
-pub(super) fn send_sealed(session: &DataSession, packet: &[u8], to: SocketAddr, out: &mut Outlet, now: Now) -> bool {
+pub(super) fn send_sealed(
+    session: &DataSession,
+    packet: &[u8],
+    mtu: u32,
+    to: SocketAddr,
+    out: &mut Outlet,
+    now: Now,
+) -> bool {
     let mut datagram = vec![0; sealed_length(packet.len())];
-    match session.seal(packet, &mut datagram, now) {
+    match session.seal(packet, mtu as usize, &mut datagram, now) {
         Ok(length) => {
             datagram.truncate(length);
             out.send(to, datagram);

@@ -1,21 +1,27 @@
 //! Whether packets of full size reach the peer. Datagrams travel without "don't fragment", so that most narrow paths
 //! cost speed only; but routers drop fragments, IPv6 routers make none, and the ICMP message that would tell is often
 //! filtered. While large packets are sent, the engine therefore asks the path itself, as RFC 8899 has it: a control
-//! datagram of full size that must not be fragmented, which the peer answers with a small one.
+//! datagram of full size that must not be fragmented, and a small one behind it. The peer answers each with a small one.
 //!
 //! ```text
-//!           large packet sent                answer                    large packet sent, VERIFY_EVERY later
-//!   at rest -----------------> probe of size -------> it fits: at rest ------------------------------------> ...
+//!           large packet sent                answer         large packets sent meanwhile, VERIFY_EVERY later
+//!   at rest -----------------> probe of size -------> it fits ----------------------------------------------> ...
 //!                                  |
-//!                                  | TRIES or more unanswered, while small ones are answered: it does not fit
+//!                                  | of TRIES or more only the small one is answered: it does not fit
 //!                                  v
 //!                    MTU falls to the floor; probes between floor and what failed find what fits;
 //!                    RAISE_AFTER later the size before is tried again
 //! ```
 //!
-//! Only size decides: when small ones are not answered either, the peer or the path is away (or the peer does not know
-//! probes), and the MTU stays. What the host's kernel knows of the path, from ICMP or a device, comes in as
-//! [`LinkState::handle_path_mtu`] and needs no search.
+//! Only size decides: when small ones are not answered either, the peer or the path is away or slow (or the peer does not
+//! know probes), and the MTU stays. A verdict takes round trips and no timeouts. What the host's kernel knows of the path,
+//! from ICMP or a device, comes in as [`LinkState::handle_path_mtu`] and needs no search.
+//!
+//! **How long a stream stands still.** A TCP sender whose segments are lost sends the first again after its timeout, a round
+//! trip and 200 ms or more (RFC 6298, Linux), then after twice that, and so on; the first one after a verdict is answered with
+//! a size that fits. Whatever moment of a question the path becomes narrower in, the verdict comes within three round trips,
+//! [`VERIFY_EVERY`] and three times [`SPACING`], mostly before the second of those: no stream stands still for 3 s where a round
+//! trip takes less than 0.45 s. The simulation measures it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,24 +33,30 @@ use crate::key_exchange::Kind;
 use crate::key_exchange::parts::{self, PROBE_MIN};
 use crate::mesh::Event;
 use crate::peers::outlet::Outlet;
-use crate::session::PADDING;
 use crate::tables::SMALLEST_MTU;
 
-/// A stream that stops because the path has become narrower is found out within this and the time that [`TRIES`] take: a
-/// TCP sender has then sent its first segment again three times and not waited for a second at a stretch.
-const VERIFY_EVERY: Duration = Duration::from_millis(500);
-/// Probes of one size that must stay unanswered (RFC 8899, MAX_PROBES).
+/// Rest between an answer and the next question.
+const VERIFY_EVERY: Duration = Duration::from_millis(250);
+/// Probes of one size that must stay unanswered while their small ones are answered (RFC 8899, MAX_PROBES).
 const TRIES: usize = 3;
 /// As many more where probes that fitted were lost before: three losses in a row must not pass for a narrow path.
 const MORE_TRIES: usize = 9;
-/// How long one probe is waited for: four round trips, within these.
+/// Of one size, however many are lost with their small ones.
+const MOST_TRIES: usize = 2 * (TRIES + MORE_TRIES);
+/// Each probe lost that fitted counts so often towards more tries, and each that was answered at once counts one back.
+const LOSS_WEIGHT: usize = 8;
+/// So many counts are one more try.
+const COUNTS_PER_TRY: usize = 4;
+/// Between the tries of a size, so that a queue which is full for large packets only has room again; and how much later
+/// than the small one's answer the large one's may come.
+const SPACING: Duration = Duration::from_millis(30);
+/// How long a try of which nothing is heard is waited for: four round trips, within these.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(150);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
-const FIRST_PATIENCE: Duration = Duration::from_millis(250);
 /// A path that became narrower is believed to stay so for this long (RFC 8899, PMTU_RAISE_TIMER).
 const RAISE_AFTER: Duration = Duration::from_secs(600);
-/// The search ends when it knows this closely what fits: sealed packets are padded to as much.
-const GRAIN: u32 = PADDING as u32;
+/// The search ends when it knows this closely what fits.
+const GRAIN: u32 = 16;
 
 /// What is known of the path, and the question under way.
 #[derive(Debug)]
@@ -52,14 +64,15 @@ pub(super) struct PathMtu {
     round: Option<Round>,
     /// The smallest size that did not fit, while a search for one that does is under way.
     too_long: Option<u32>,
-    /// Workers tell again of large packets from here on.
-    rearm: Option<Duration>,
+    /// Until when no question is begun.
+    rest: Option<Duration>,
+    /// Large packets were sent since the last question.
+    wanted: bool,
     /// No larger size is tried before this.
     raise_at: Duration,
     patience: Duration,
-    /// How many more tries a verdict takes than [`TRIES`]: rises with each probe lost that fitted, falls with each that
-    /// was answered at once.
-    lossy: usize,
+    /// See [`LOSS_WEIGHT`].
+    losses: usize,
     /// Of the next probe.
     number: u32,
 }
@@ -71,10 +84,46 @@ struct Round {
     size: u32,
     /// The number of the first probe; each try has two, of full size and small.
     first: u32,
-    /// When each try was sent.
-    sent: Vec<Duration>,
-    small_heard: bool,
+    tries: Vec<Try>,
     next: Duration,
+}
+
+#[derive(Debug)]
+struct Try {
+    sent: Duration,
+    /// The small one was answered.
+    small_heard: bool,
+}
+
+/// What a question comes to next.
+enum Next {
+    Try,
+    Wait(Duration),
+    TooLong,
+    /// Nothing is heard at all.
+    Silence,
+}
+
+impl Round {
+    /// After `enough` tries of which only the small one was answered, the size is too long.
+    fn next(&self, enough: usize, patience: Duration, now: Now) -> Next {
+        let heard = self.tries.iter().filter(|one| one.small_heard).count();
+        if heard >= enough {
+            return Next::TooLong;
+        }
+        let mut open =
+            self.tries.iter().filter(|one| !one.small_heard && one.sent + patience > now.monotonic).peekable();
+        let oldest = open.peek().map(|one| one.sent + patience);
+        let open = open.count();
+        if self.tries.len() - heard - open >= enough {
+            return Next::Silence;
+        }
+        // Until one was heard they go one by one: mostly the first is answered.
+        match oldest {
+            Some(until) if heard == 0 || heard + open >= enough => Next::Wait(until),
+            _ => Next::Try,
+        }
+    }
 }
 
 impl Default for PathMtu {
@@ -82,10 +131,11 @@ impl Default for PathMtu {
         Self {
             round: None,
             too_long: None,
-            rearm: None,
+            rest: None,
+            wanted: false,
             raise_at: Duration::ZERO,
-            patience: FIRST_PATIENCE,
-            lossy: 0,
+            patience: LONGEST_PATIENCE,
+            losses: 0,
             number: 0,
         }
     }
@@ -93,21 +143,20 @@ impl Default for PathMtu {
 
 impl PathMtu {
     pub(super) fn timeout(&self) -> Option<Duration> {
-        self.round.as_ref().map(|round| round.next).into_iter().chain(self.rearm).min()
+        self.round.as_ref().map(|round| round.next).into_iter().chain(self.rest).min()
+    }
+
+    /// How many lost probes a verdict takes.
+    fn enough(&self) -> usize {
+        TRIES + self.losses / COUNTS_PER_TRY
     }
 
     fn ask(&mut self, size: u32, now: Now) {
         let first = self.number;
-        self.number = first.wrapping_add(2 * (TRIES + MORE_TRIES) as u32);
-        let round = Round { size, first, sent: Vec::with_capacity(TRIES), small_heard: false, next: now.monotonic };
-        self.round = Some(round);
-        self.rearm = None;
-    }
-
-    /// No question is open; large packets begin the next one after a while.
-    fn rest(&mut self, now: Now) {
-        self.round = None;
-        self.rearm = Some(now.monotonic + VERIFY_EVERY);
+        self.number = first.wrapping_add(2 * MOST_TRIES as u32);
+        self.round = Some(Round { size, first, tries: Vec::with_capacity(TRIES), next: now.monotonic });
+        self.rest = None;
+        self.wanted = false;
     }
 
     /// The next size to ask about in a search, with `fits` known to fit.
@@ -127,11 +176,15 @@ impl LinkState {
 
     /// A worker sent a packet that a narrow path might not take.
     pub(crate) fn handle_large(&mut self, out: &mut Outlet, now: Now) {
-        if self.path_mtu.round.is_some() || self.path_mtu.rearm.is_some() {
+        if self.path_mtu.round.is_some() {
+            return;
+        }
+        if self.path_mtu.rest.is_some() {
+            self.path_mtu.wanted = true;
             return;
         }
         if self.plain || self.current.is_none() {
-            return self.path_mtu.rest(now);
+            return self.rest(now);
         }
         let mtu = self.cell.mtu();
         let raise = mtu < self.mtu && now.monotonic >= self.path_mtu.raise_at;
@@ -144,15 +197,22 @@ impl LinkState {
         if self.path.endpoint() != Some(to) {
             return;
         }
-        // What is sealed is padded to 16 bytes.
-        let inner = payload.saturating_sub(TRANSPORT_OVERHEAD) & !(PADDING - 1);
-        let inner = u32::try_from(inner).unwrap_or(self.mtu);
+        let inner = u32::try_from(payload.saturating_sub(TRANSPORT_OVERHEAD)).unwrap_or(self.mtu);
         if inner < self.cell.mtu() {
             self.lower(inner, out);
         }
         self.path_mtu.too_long = None;
         self.path_mtu.raise_at = now.monotonic + RAISE_AFTER;
-        self.path_mtu.rest(now);
+        self.rest(now);
+    }
+
+    /// No question is open. Large packets that are sent from now on begin the next one after a while, even if none follows
+    /// then: a sender whose packets are lost is silent.
+    fn rest(&mut self, now: Now) {
+        self.path_mtu.round = None;
+        self.path_mtu.rest = Some(now.monotonic + VERIFY_EVERY);
+        self.path_mtu.wanted = false;
+        self.cell.expect_large();
     }
 
     /// The peer asks whether a datagram of this size reaches us.
@@ -165,19 +225,25 @@ impl LinkState {
     }
 
     pub(super) fn handle_probe_answer(&mut self, number: u32, out: &mut Outlet, now: Now) {
+        let enough = self.path_mtu.enough();
         let Some(round) = &mut self.path_mtu.round else { return };
         let place = number.wrapping_sub(round.first) as usize;
-        let Some(sent) = round.sent.get(place / 2).copied() else { return };
+        let Some(one) = round.tries.get_mut(place / 2) else { return };
+        let sent = one.sent;
         if place % 2 == 1 {
-            round.small_heard = true;
-            return;
+            one.small_heard = true;
+            // The large one went first; its answer may be a little late.
+            let heard = round.tries.iter().filter(|one| one.small_heard).count();
+            let since = if heard >= enough { now.monotonic } else { sent };
+            round.next = (since + SPACING).max(now.monotonic);
+            return self.probe(out, now);
         }
-        let round_trip = now.monotonic.saturating_sub(sent);
         let size = round.size;
-        self.path_mtu.lossy = match place / 2 {
-            0 => self.path_mtu.lossy.saturating_sub(1),
-            lost => (self.path_mtu.lossy + 2 * lost).min(MORE_TRIES),
+        self.path_mtu.losses = match place / 2 {
+            0 => self.path_mtu.losses.saturating_sub(1),
+            lost => (self.path_mtu.losses + LOSS_WEIGHT * lost).min(MORE_TRIES * COUNTS_PER_TRY),
         };
+        let round_trip = now.monotonic.saturating_sub(sent);
         self.path_mtu.patience = (round_trip * 4).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE);
         if size > self.cell.mtu() {
             self.set_path_mtu(size, out);
@@ -187,26 +253,32 @@ impl LinkState {
 
     /// Whatever of a question is due.
     pub(super) fn probe(&mut self, out: &mut Outlet, now: Now) {
-        if self.path_mtu.rearm.is_some_and(|at| at <= now.monotonic) {
-            self.path_mtu.rearm = None;
-            self.cell.expect_large();
+        if self.path_mtu.rest.is_some_and(|until| until <= now.monotonic) {
+            self.path_mtu.rest = None;
+            if std::mem::take(&mut self.path_mtu.wanted) {
+                return self.handle_large(out, now);
+            }
         }
+        let (enough, patience) = (self.path_mtu.enough(), self.path_mtu.patience);
         let Some(round) = &mut self.path_mtu.round else { return };
         if round.next > now.monotonic {
             return;
         }
-        if round.sent.len() >= TRIES + self.path_mtu.lossy {
-            return self.judge(out, now);
-        }
-        let attempt = round.sent.len();
-        let number = round.first.wrapping_add(2 * attempt as u32);
-        let size = round.size;
-        round.sent.push(now.monotonic);
-        round.next = now.monotonic + self.path_mtu.patience;
-        self.send_probe(number, (size as usize).next_multiple_of(PADDING), out);
-        // While all is well the small ones are spared.
-        if attempt > 0 {
-            self.send_probe(number.wrapping_add(1), PROBE_MIN, out);
+        match round.next(enough, patience, now) {
+            Next::Wait(until) => round.next = until,
+            Next::TooLong => self.judge(out, now),
+            Next::Silence => {
+                self.path_mtu.too_long = None;
+                self.rest(now);
+            }
+            Next::Try => {
+                let number = round.first.wrapping_add(2 * round.tries.len() as u32);
+                let size = round.size as usize;
+                round.tries.push(Try { sent: now.monotonic, small_heard: false });
+                round.next = now.monotonic + SPACING;
+                self.send_probe(number, size, out);
+                self.send_probe(number.wrapping_add(1), PROBE_MIN, out);
+            }
         }
     }
 
@@ -220,12 +292,12 @@ impl LinkState {
         }
     }
 
-    /// No probe of this size was answered.
+    /// The size that was asked about does not fit.
     fn judge(&mut self, out: &mut Outlet, now: Now) {
         let Some(round) = self.path_mtu.round.take() else { return };
-        if !round.small_heard || self.current.is_none() {
+        if self.current.is_none() {
             self.path_mtu.too_long = None;
-            return self.path_mtu.rest(now);
+            return self.rest(now);
         }
         self.path_mtu.too_long = Some(round.size);
         if round.size <= self.cell.mtu() {
@@ -243,7 +315,7 @@ impl LinkState {
         if self.path_mtu.too_long.take().is_some() {
             self.path_mtu.raise_at = now.monotonic + RAISE_AFTER;
         }
-        self.path_mtu.rest(now);
+        self.rest(now);
     }
 
     fn lower(&mut self, mtu: u32, out: &mut Outlet) {

@@ -69,7 +69,7 @@ impl LinkState {
         if (overdue || wanted)
             && let Some(endpoint) = self.path.endpoint()
         {
-            send_sealed(&session, &[], endpoint, out, now);
+            send_sealed(&session, &[], self.cell.mtu(), endpoint, out, now);
             self.owing_since = None;
         }
         let unanswered = session.last_data_sent() > received;
