@@ -32,6 +32,9 @@ pub trait InnerIo: Send {
         Merge::default()
     }
 
+    /// Looks whether others have changed the device; asked about once a second.
+    fn look_after(&self) {}
+
     /// Becomes readable when there is a packet, or an error to learn of.
     fn descriptor(&self) -> BorrowedFd<'_>;
 }

@@ -7,8 +7,9 @@
 //!   strange    what anybody on the wire can send                a few each time, last
 //! ```
 //!
-//! Each of the lower two lanes is bounded, and so is what one peer or source may have waiting in it: whoever floods a lane
-//! crowds out neither the others in it nor another lane.
+//! Each of the lower two lanes is bounded, and so is what one peer or source may have waiting in it: a fixed share, and no
+//! more than is free. However many flood a lane together, each leaves room for as much as it holds itself (a dynamic
+//! threshold, as in shared-memory switches): they crowd out neither the others in it nor another lane.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -45,7 +46,7 @@ pub(super) struct Limits {
     pub(super) known: usize,
     /// Entries in the strange lane.
     pub(super) strange: usize,
-    /// One in so many of a lane's entries may be of one sender.
+    /// One in so many of a lane's entries may be of one sender, and none that holds as many as are free.
     pub(super) share: usize,
 }
 
@@ -89,7 +90,8 @@ impl<T> Bounded<T> {
 
     fn push(&mut self, sender: usize, item: T) -> bool {
         let Some(waiting) = self.waiting.get_mut(sender) else { return false };
-        if self.queue.len() >= self.limit || *waiting >= self.share {
+        let free = self.limit.saturating_sub(self.queue.len());
+        if *waiting >= self.share.min(free) {
             return false;
         }
         *waiting += 1;
@@ -305,6 +307,24 @@ mod tests {
             assert!(others >= 18, "{others} of 20 others had room in {lane:?}");
             while !take(&mailbox).is_empty() {}
             assert!(mailbox.offer(Letter(lane, 1, 0)), "what was taken counts no more");
+        }
+    }
+
+    #[test]
+    fn senders_who_flood_a_lane_together_leave_room_for_every_other() {
+        const REAL: Limits = Limits { known: 4096, strange: 4096, share: 16 };
+        for lane in [Lane::Known, Lane::Strange] {
+            for flooders in [16, 40] {
+                let mailbox = Mailbox::new(REAL).expect("mailbox");
+                for number in 0..1000 {
+                    for sender in 0..flooders {
+                        mailbox.offer(Letter(lane, sender, number));
+                    }
+                }
+                // Some meet a flooder's counter.
+                let others = (1000..1040).filter(|sender| mailbox.offer(Letter(lane, *sender, 0))).count();
+                assert!(others >= 20, "{others} of 40 others had room in {lane:?} beside {flooders}");
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //! and why. `warren status` shows it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -85,6 +85,10 @@ struct Cell {
     rest: AtomicU32,
     /// What the next rest lasts.
     next_rest: AtomicU32,
+    /// Another program has switched it off at the device.
+    switched_off: AtomicBool,
+    /// How often that was.
+    switches: AtomicU64,
 }
 
 const ON: i32 = 0;
@@ -124,6 +128,8 @@ impl Offloads {
             in_a_row: AtomicU32::new(0),
             rest: AtomicU32::new(0),
             next_rest: AtomicU32::new(FIRST_REST),
+            switched_off: AtomicBool::new(false),
+            switches: AtomicU64::new(0),
         };
         Arc::new(Self { cells: [tso, uso, gso, gro].map(cell), errors: IoErrors::default() })
     }
@@ -198,6 +204,14 @@ impl Offloads {
         cell.errno.store(errno.raw_os_error(), Ordering::Relaxed);
     }
 
+    /// How the device's own switch stands, which any administrator can turn. What it leaves of the offload goes on.
+    pub(super) fn switched(&self, offload: Offload, on: bool) {
+        let cell = self.cell(offload);
+        if cell.switched_off.swap(!on, Ordering::Relaxed) == on && !on {
+            cell.switches.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The first reason stays.
     fn turn_off(&self, offload: Offload, state: i32) {
         let _ = self.cell(offload).state.compare_exchange(ON, state, Ordering::Relaxed, Ordering::Relaxed);
@@ -213,22 +227,36 @@ impl Offloads {
         let cell = self.cell(offload);
         let (state, apart) = (cell.state.load(Ordering::Relaxed), cell.apart.load(Ordering::Relaxed));
         let rests = state == ON && cell.rest.load(Ordering::Relaxed) > 0;
+        let (switched_off, switches) =
+            (cell.switched_off.load(Ordering::Relaxed), cell.switches.load(Ordering::Relaxed));
         let name = offload.name();
         let text = |errno| describe(Errno::from_raw_os_error(errno));
         let mut detail = match state {
+            ON if switched_off => {
+                format!(
+                    "off: another program switched it off at the device; `ethtool -K <tunnel.device> {name} on` switches it on"
+                )
+            }
             ON if rests => "off for a while: the kernel refuses it again and again; it is tried again".to_owned(),
             ON => String::new(),
             CONFIGURED_OFF => format!("off by tunnel.offload.{name}"),
             KERNEL_FAULT => "off: this kernel's version damages packets with it; update the kernel".to_owned(),
             errno => format!("the kernel does not offer it: {}", text(errno)),
         };
-        if apart > 0 {
+        let mut add = |text: String| {
             let joint = if detail.is_empty() { "" } else { "; " };
+            detail.push_str(&format!("{joint}{text}"));
+        };
+        if switches > 0 {
+            let times = if switches == 1 { "once".to_owned() } else { format!("{switches} times") };
+            add(format!("found switched off {times}"));
+        }
+        if apart > 0 {
             let batches = if apart == 1 { "one batch".to_owned() } else { format!("{apart} batches") };
             let last = text(cell.errno.load(Ordering::Relaxed));
-            detail.push_str(&format!("{joint}refused for {batches}, which went packet by packet (last: {last})"));
+            add(format!("refused for {batches}, which went packet by packet (last: {last})"));
         }
-        OffloadState { name, on: state == ON && !rests, detail, fallback: offload.fallback() }
+        OffloadState { name, on: state == ON && !rests && !switched_off, detail, fallback: offload.fallback() }
     }
 }
 

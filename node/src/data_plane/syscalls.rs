@@ -35,6 +35,9 @@ pub trait Syscalls: Clone + Send {
     /// `ioctl(TUNSETOFFLOAD)`: the super-packets that the device may give.
     fn set_tun_offload(&self, fd: BorrowedFd<'_>, features: libc::c_uint) -> Result<(), Errno>;
 
+    /// `ioctl(SIOCETHTOOL)` with `ETHTOOL_GTSO`, on any socket: whether the host's stack gives TCP super-packets to `device`.
+    fn gives_tso(&self, socket: BorrowedFd<'_>, device: &str) -> Result<bool, Errno>;
+
     /// `setsockopt(2)` with an option that takes an `int`.
     fn set_option(&self, fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> Result<(), Errno>;
 
@@ -79,6 +82,24 @@ impl Syscalls for Kernel {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         let outcome = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(features)) };
         count_of(outcome).map(|_| ())
+    }
+
+    fn gives_tso(&self, socket: BorrowedFd<'_>, device: &str) -> Result<bool, Errno> {
+        /// linux/ethtool.h.
+        const ETHTOOL_GTSO: u32 = 0x1e;
+        // A command and what it gives: `struct ethtool_value`.
+        let mut value = [ETHTOOL_GTSO, 0];
+        // SAFETY: all-zero bytes are a valid `ifreq`: a C structure of characters, numbers and null pointers.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let room = request.ifr_name.len() - 1;
+        for (to, from) in request.ifr_name.iter_mut().zip(device.bytes().take(room)) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+        // SAFETY: the kernel reads `request`, whose name ends in a zero, and reads and writes the two words that it points
+        // at; all of them live through the call.
+        let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+        count_of(outcome).map(|_| value[1] != 0)
     }
 
     fn set_option(&self, fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> Result<(), Errno> {

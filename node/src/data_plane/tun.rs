@@ -69,7 +69,16 @@ pub struct TunQueue<S: Syscalls = Kernel> {
     /// Every packet has a [`VirtioNetHeader`] in front.
     described: bool,
     offloads: Arc<Offloads>,
+    /// One queue of a device asks how its switches stand.
+    control: Option<Control>,
     kernel: S,
+}
+
+/// What a device is asked by.
+#[derive(Debug)]
+struct Control {
+    socket: OwnedFd,
+    device: String,
 }
 
 /// A TUN device.
@@ -99,7 +108,8 @@ pub fn open(name: &str, queues: usize, offloads: &Arc<Offloads>) -> Result<Tun, 
     if described {
         flags |= libc::IFF_VNET_HDR;
     }
-    let queue = |fd| TunQueue { fd, writer: None, described, offloads: Arc::clone(offloads), kernel: Kernel };
+    let queue =
+        |fd| TunQueue { fd, writer: None, described, offloads: Arc::clone(offloads), control: None, kernel: Kernel };
     let first = attach(name, flags | libc::IFF_TUN_EXCL)?;
     if described {
         request_offloads(first.as_fd(), offloads, &Kernel);
@@ -123,6 +133,9 @@ pub fn open(name: &str, queues: usize, offloads: &Arc<Offloads>) -> Result<Tun, 
     )
     .map_err(refused)?;
     let index = rustix::net::netdevice::name_to_index(&socket, name).map_err(refused)?;
+    if let Some(first) = all.first_mut().filter(|_| described) {
+        first.control = Some(Control { socket, device: name.to_owned() });
+    }
     Ok(Tun { name: name.to_owned(), index, queues: all })
 }
 
@@ -228,6 +241,16 @@ impl<S: Syscalls> InnerIo for TunQueue<S> {
     fn merge(&self) -> Merge {
         let may_use = |offload| self.described && self.offloads.may_use(offload);
         Merge { tcp: may_use(Offload::Tso), udp: may_use(Offload::Uso) }
+    }
+
+    fn look_after(&self) {
+        if let Some(Control { socket, device }) = &self.control
+            && self.offloads.is_on(Offload::Tso)
+            // Where the kernel does not tell, nobody can switch it.
+            && let Ok(on) = self.kernel.gives_tso(socket.as_fd(), device)
+        {
+            self.offloads.switched(Offload::Tso, on);
+        }
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

@@ -33,7 +33,7 @@ const LARGEST_PACKET: usize = 65_536;
 const TURN_BYTES: usize = 4 * LARGEST_PACKET;
 /// Receives per turn: 256 single datagrams, of which the host gets few and large packets where they are of one flow.
 const RECEIVES: usize = 4;
-/// How often flow records are collected; also the longest wait.
+/// How often flow records are collected and the device is looked after; also the longest wait.
 const RECORDS_INTERVAL: Duration = Duration::from_secs(1);
 /// Errors in a row, without one success, after which a device counts as lost.
 const ERRORS_IN_A_ROW: u32 = 1_000;
@@ -193,6 +193,7 @@ impl WorkerLoop {
         }
         if now.monotonic >= self.records_due {
             self.records_due = now.monotonic + RECORDS_INTERVAL;
+            self.ports.inner.look_after();
             while let Some(record) = self.worker.poll_flow_record() {
                 // Without a listener the daemon is ending, and this thread is told next.
                 let _ = wiring.events.send(DataPlaneEvent::Flow(Box::new(record)));

@@ -13,6 +13,7 @@ pub(in crate::data_plane) enum On {
     Recvmmsg,
     Sendmmsg,
     SetTunOffload,
+    GivesTso,
     /// By the option's name.
     SetOption(i32),
 }
@@ -126,6 +127,14 @@ impl Syscalls for Script {
         match self.next(On::SetTunOffload) {
             Some(End::Fails(errno)) => Err(errno),
             _ => Ok(()),
+        }
+    }
+
+    fn gives_tso(&self, _socket: BorrowedFd<'_>, _device: &str) -> Result<bool, Errno> {
+        match self.next(On::GivesTso) {
+            Some(End::Fails(errno)) => Err(errno),
+            Some(End::Takes(count)) => Ok(count > 0),
+            None => Ok(true),
         }
     }
 

@@ -46,8 +46,9 @@ fn bench(described: bool) -> Bench {
     ours.set_nonblocking(true).expect("non-blocking");
     host.set_nonblocking(true).expect("non-blocking");
     let (script, offloads) = (Script::default(), Offloads::new(Switches::ON));
-    let queue =
-        TunQueue { fd: ours.into(), writer: None, described, offloads: Arc::clone(&offloads), kernel: script.clone() };
+    let control = Some(Control { socket: ours.try_clone().expect("a copy").into(), device: "warren0".to_owned() });
+    let kernel = script.clone();
+    let queue = TunQueue { fd: ours.into(), writer: None, described, offloads: Arc::clone(&offloads), control, kernel };
     Bench { queue, host, script, offloads }
 }
 
@@ -202,5 +203,30 @@ fn a_kernel_without_super_packets_is_named_and_the_device_goes_without() {
         script.let_end(On::SetTunOffload, End::Fails(errno), Times::Next(1));
         request_offloads(queue.as_fd(), &offloads, &script);
         assert!(!offloads.is_on(Offload::Uso));
+    }
+}
+
+#[test]
+fn what_another_program_switches_off_at_the_device_is_named_and_counted_and_packets_go_on() {
+    let bench = bench(true);
+    let look = |end| {
+        bench.script.let_end(On::GivesTso, end, Times::Forever);
+        bench.queue.look_after();
+        bench.tso()
+    };
+    assert_eq!(look(End::Takes(1)), (true, String::new()));
+    for times in ["once", "2 times"] {
+        for _ in 0..3 {
+            let (on, detail) = look(End::Takes(0));
+            assert!(!on && detail.starts_with("off: another program switched it off at the device"), "{detail}");
+            assert!(detail.ends_with(&format!("found switched off {times}")), "{detail}");
+            assert_eq!(
+                bench.write_merged(),
+                (Comes::Through, vec![b"headerspayloads".to_vec()]),
+                "the way in is whole"
+            );
+        }
+        assert!(!look(End::Fails(Errno::OPNOTSUPP)).0, "no answer changes nothing");
+        assert_eq!(look(End::Takes(1)), (true, format!("found switched off {times}")));
     }
 }
