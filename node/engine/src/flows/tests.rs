@@ -68,6 +68,7 @@ fn flows_end_by_protocol_and_state() {
     assert_eq!(idle(TCP, &[both[0], both[1], (Side::Peer, RST)]), TCP_RESET_IDLE);
     assert_eq!(idle(TCP, &[both[0], both[1], (Side::Peer, RST), (Side::Local, ACK)]), TCP_IDLE, "a stray RST");
     assert_eq!(idle(TCP, &[both[0], both[1], (Side::Peer, RST), (Side::Local, SYN)]), TCP_TRANSIENT_IDLE, "used anew");
+    assert_eq!(idle(TCP, &[both[0], both[1], (Side::Peer, SYN)]), TCP_IDLE, "only who opened it uses it anew");
 }
 
 fn seconds_of(now: Duration) -> u32 {
