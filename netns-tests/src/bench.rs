@@ -3,7 +3,7 @@
 
 pub mod contender;
 pub mod cost;
-mod ethtool;
+pub mod ethtool;
 pub mod iperf;
 pub mod link;
 pub mod load;

@@ -67,6 +67,23 @@ pub async fn device(handle: &Handle, name: &str) -> Result<u32> {
     Ok(link.with_context(|| format!("no device {name}"))?.header.index)
 }
 
+/// Addresses of an underlay device, and the way to everywhere else.
+async fn add_underlay(handle: &Handle, underlay: u32, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+    handle.address().add(underlay, IpAddr::V4(v4), 24).execute().await?;
+    let mut address = handle.address().add(underlay, IpAddr::V6(v6), 64);
+    // Without duplicate address detection the address is usable at once.
+    address.message_mut().header.flags = netlink_packet_route::address::AddressHeaderFlags::Nodad;
+    address.execute().await?;
+    // Whatever has no better route leaves by the wire: what a leak would look like. One of them may have outlived the address
+    // before.
+    let v4_route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(198, 51, 100, 254)).build();
+    handle.route().add(v4_route).replace().execute().await?;
+    let v6_gateway = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe);
+    let v6_route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(v6_gateway).build();
+    handle.route().add(v6_route).replace().execute().await?;
+    Ok(())
+}
+
 impl Host {
     /// Brings up loopback and the underlay device that the lab has moved in.
     pub(crate) fn configure(&self) -> Result<()> {
@@ -77,21 +94,7 @@ impl Host {
             handle.link().change(LinkUnspec::new_with_index(loopback).up().build()).execute().await?;
             let underlay = device(&handle, UNDERLAY).await?;
             handle.link().change(LinkUnspec::new_with_index(underlay).up().build()).execute().await?;
-            handle.address().add(underlay, IpAddr::V4(v4), 24).execute().await?;
-            let mut address = handle.address().add(underlay, IpAddr::V6(v6), 64);
-            // Without duplicate address detection the address is usable at once.
-            address.message_mut().header.flags = netlink_packet_route::address::AddressHeaderFlags::Nodad;
-            address.execute().await?;
-            // Whatever has no better route leaves by the wire: what a leak would look like.
-            handle
-                .route()
-                .add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(198, 51, 100, 254)).build())
-                .execute()
-                .await?;
-            let v6_gateway = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe);
-            let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(v6_gateway).build();
-            handle.route().add(route).execute().await?;
-            Ok(())
+            add_underlay(&handle, underlay, v4, v6).await
         })
     }
 
@@ -99,6 +102,26 @@ impl Host {
     #[must_use]
     pub fn at(&self, port: u16) -> SocketAddr {
         (self.v4, port).into()
+    }
+
+    /// Gives the host other underlay addresses, as when it changes its network: the old ones are gone before the new ones are
+    /// there.
+    pub fn move_to(&mut self, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+        let old = [IpAddr::V4(self.v4), IpAddr::V6(self.v6)];
+        self.namespace.run_async(|| async move {
+            let handle = netlink().await?;
+            let underlay = device(&handle, UNDERLAY).await?;
+            for old in old {
+                let mut found =
+                    handle.address().get().set_link_index_filter(underlay).set_address_filter(old).execute();
+                let address =
+                    found.try_next().await.context("look up an address")?.with_context(|| format!("no {old}"))?;
+                handle.address().del(address).execute().await.with_context(|| format!("delete {old}"))?;
+            }
+            add_underlay(&handle, underlay, v4, v6).await
+        })?;
+        (self.v4, self.v6) = (v4, v6);
+        Ok(())
     }
 
     /// Removes one of its devices.

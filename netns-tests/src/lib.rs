@@ -14,4 +14,5 @@ pub mod lab;
 pub mod mesh;
 pub mod namespace;
 pub mod processes;
+pub mod sequence;
 pub mod variant;

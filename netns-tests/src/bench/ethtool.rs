@@ -36,7 +36,7 @@ const HEADERS: usize = 16 + 4;
 
 /// Switches features of `device` in the calling thread's network namespace. The kernel says nothing of those that it cannot
 /// switch: see [`active_features`].
-pub(super) fn set_features(device: &str, features: &[(&str, bool)]) -> Result<()> {
+pub fn set_features(device: &str, features: &[(&str, bool)]) -> Result<()> {
     let bits = features.iter().flat_map(|(name, on)| {
         let value = if *on { attribute(BIT_VALUE, &[]) } else { Vec::new() };
         attribute(BIT | NESTED, &[attribute(BIT_NAME, &text(name)), value].concat())
@@ -47,7 +47,7 @@ pub(super) fn set_features(device: &str, features: &[(&str, bool)]) -> Result<()
 }
 
 /// Names of the features that are on.
-pub(super) fn active_features(device: &str) -> Result<Vec<String>> {
+pub fn active_features(device: &str) -> Result<Vec<String>> {
     let answer = ask(family()?, FEATURES_GET, 0, &header(device)).with_context(|| format!("ask {device}"))?;
     let active = find(&answer, ACTIVE).context("no active features in the answer")?;
     let bits = find(active, BITSET_BITS).unwrap_or_default();

@@ -23,7 +23,9 @@ mod forged;
 mod guard;
 mod ingress;
 mod lab_itself;
+mod offloads;
 mod operate;
+mod order;
 mod outage;
 mod path_mtu;
 mod revocations;
@@ -57,7 +59,9 @@ pub(crate) fn all() -> Vec<Trial> {
         forged::trials(),
         revocations::trials(),
         roots::trials(),
+        offloads::trials(),
         operate::trials(),
+        order::trials(),
         run::trials(),
         tutorial::trials(),
     ]
