@@ -42,9 +42,6 @@ const MOVE_SHIFT: u32 = 26;
 const OUT: usize = 0;
 const IN: usize = 1;
 
-/// A packet longer than this may not fit a path: IPv6's smallest MTU less IPv6, UDP, and header and tag of ours.
-const LARGE: usize = 1280 - 48 - sealed_length(0);
-
 /// One core's half of the data plane.
 #[derive(Debug)]
 pub struct Worker {
@@ -335,7 +332,7 @@ impl Desk {
         }
         let inner = Inner::parse(packet)?;
         if let Some(way) = self.follow_out(moment, &inner, longest) {
-            note_large(way, longest, outbox);
+            way.note_large(longest, outbox);
             return Ok(way);
         }
         let attributed = attribution::attribute(tables, inner)?;
@@ -370,7 +367,7 @@ impl Desk {
         }
         let length = inner.bytes().len();
         let way = Way { peer, link, length };
-        note_large(way, longest, outbox);
+        way.note_large(longest, outbox);
         Ok(way)
     }
 
@@ -600,14 +597,6 @@ impl Desk {
         let protocol = inner.protocol;
         let seen = Observation { sender, local, peer, source, destination, protocol, verdict, audit, rule };
         self.records.observe(&seen, moment.tables.policy.as_deref(), moment.now.unix);
-    }
-}
-
-/// Has the path asked whether it takes packets as long as this one, if nothing as long was sent of late.
-fn note_large(way: Way<'_>, longest: usize, outbox: &mut Outbox) {
-    let Way { peer, link, length } = way;
-    if longest.min(length) > LARGE && !peer.is_plain && link.note_large() {
-        outbox.push_event(WorkerEvent::LargeSent(link.local(), link.peer()));
     }
 }
 

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use warren_proto::Reason;
 
 use crate::admission::Judgement;
-use crate::session::DataSession;
+use crate::output::{Outbox, WorkerEvent};
+use crate::session::{DataSession, sealed_length};
 use crate::tables::{Link, Peer, PeerLink};
+
+/// A packet longer than this may not fit a path: IPv6's smallest MTU less IPv6, UDP, and header and tag of ours.
+const LARGE: usize = 1280 - 48 - sealed_length(0);
 
 /// Where a judged packet of a local program goes.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +49,14 @@ impl Way<'_> {
     pub(super) fn carrier(&self) -> Option<Carrier> {
         let session = (!self.peer.is_plain).then(|| self.link.egress()).filter(|session| session.is_some())?;
         Some(Carrier { session, endpoint: self.link.endpoint()?, mtu: self.link.mtu() as usize })
+    }
+
+    /// Has the path asked whether it takes packets as long as this one, if nothing as long was sent of late.
+    pub(super) fn note_large(&self, longest: usize, outbox: &mut Outbox) {
+        let Self { peer, link, length } = *self;
+        if longest.min(length) > LARGE && !peer.is_plain && link.note_large() {
+            outbox.push_event(WorkerEvent::LargeSent(link.local(), link.peer()));
+        }
     }
 
     /// The packet, or a segment of it, without anything behind its end.
