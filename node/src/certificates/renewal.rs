@@ -74,6 +74,12 @@ impl Due {
         Self { at: validity.renew_at(rand::random()), failures: 0, issued: Some(issued), hastened: UnixTime(0) }
     }
 
+    /// What has taken its place. The word that it was renewed at has been followed, even if the new one was issued within the
+    /// same second.
+    fn renewed(&self, validity: Validity) -> Self {
+        Self { hastened: self.hastened, ..Self::at(validity) }
+    }
+
     /// The coordinator says that whatever was issued until `before` is to be renewed now. All nodes hear it at once, so
     /// each waits a part of `spread`, which `random` in `0.0..1.0` draws.
     fn hasten(&mut self, before: UnixTime, spread: Duration, random: f64, now: UnixTime) {
@@ -115,7 +121,7 @@ impl Renewal {
             }
             if up && tunnel.at <= now {
                 match self.renew_tunnel().await {
-                    Ok(validity) => tunnel = Due::at(validity),
+                    Ok(validity) => tunnel = tunnel.renewed(validity),
                     Err(refusal) => {
                         warn!(
                             reason = refusal.reason.name(),
@@ -128,7 +134,7 @@ impl Renewal {
             }
             if up && node.at <= now {
                 match self.renew_node().await {
-                    Ok(validity) => node = Due::at(validity),
+                    Ok(validity) => node = node.renewed(validity),
                     Err(refusal) => {
                         warn!(
                             reason = refusal.reason.name(),
@@ -328,6 +334,14 @@ mod tests {
         let due = young.at;
         young.hasten(UnixTime(9_000), spread, 0.5, now);
         assert_eq!(young.at, due);
+        let validity = |issued: u64| Validity {
+            not_before: UnixTime(issued).minus(CLOCK_SKEW),
+            not_after: UnixTime(issued + 86_400),
+        };
+        let mut renewed = old.renewed(validity(9_500));
+        let due = renewed.at;
+        renewed.hasten(UnixTime(9_500), spread, 0.0, now);
+        assert_eq!(renewed.at, due, "what was issued at that word, within its second, is not renewed again");
         let mut none = Due::now();
         none.hasten(UnixTime(9_000), spread, 0.5, now);
         assert_eq!(none.at, UnixTime(0), "one that is wanted at once is not put off");
