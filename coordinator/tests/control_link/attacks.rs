@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use rcgen::{CertificateParams, KeyPair};
-use warren_coordinator::registry::{Caller, Revoke};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SigningKey};
+use warren_coordinator::registry::{Caller, NewRegistration, Revoke};
+use warren_proto::admin::{AttestorSettings, CertificateIssuer};
 use warren_proto::codec::MAX_ENROL_FRAME;
 use warren_proto::peer_map::Generation;
+use warren_proto::possession::certificate_evidence_input;
 use warren_proto::{ALPN_CONTROL, ALPN_ENROL, PROTOCOL_VERSION, Reason, wire};
 
 use super::client::{Dial, EnrolAttempt, Frames, Identity, Link, Node, TunnelKeys, closed, node_frame, reason};
@@ -116,6 +118,61 @@ async fn malformed_and_oversized_enrolments_end_with_a_named_reason_and_cost_no_
     assert_eq!(refusal.reason, "version-unsupported");
 
     Node::enrol(&mesh, &token).await.expect("the token is as good as before");
+    let counted = mesh.links.refused_enrolments();
+    for reason in [Reason::CsrMalformed, Reason::TokenMalformed, Reason::FrameTooLarge, Reason::VersionUnsupported] {
+        assert_eq!(counted.get(&reason), Some(&1), "{reason} is counted");
+    }
+}
+
+/// What a false coordinator gets a machine to sign is of no use at the true one.
+#[tokio::test]
+async fn the_proof_of_another_authoritys_key_holds_for_one_connection_challenge_and_request_only() {
+    let mesh = Mesh::new().await;
+    let token = mesh.token(1, &["shop/web"]).await;
+    let (authority, device, own) =
+        (KeyPair::generate().unwrap(), KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut root = CertificateParams::default();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let roots = root.self_signed(&authority).unwrap().pem();
+    let leaf = CertificateParams::new(vec!["device.example".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&device, &Issuer::new(root, authority)).unwrap().der().to_vec();
+    let ops = || Caller::new("test");
+    let settings = AttestorSettings::X509(CertificateIssuer { roots, trust_domain: None });
+    mesh.registry.set_attestor(&ops(), "devices", &settings, "", None).await.unwrap();
+    let registration = NewRegistration {
+        name: "device".to_owned(),
+        attestor: "devices".to_owned(),
+        selectors: vec!["x509:dns=device.example".parse().unwrap()],
+        workloads: vec!["shop/web".parse().unwrap()],
+        note: String::new(),
+    };
+    mesh.registry.create_registration(&ops(), &registration).await.unwrap();
+
+    let elsewhere = EnrolAttempt::begin(&mesh, &token, &own).await;
+    for (connection, challenge, request) in
+        [(false, true, true), (true, false, true), (true, true, false), (true, true, true)]
+    {
+        let mut attempt = EnrolAttempt::begin(&mesh, &token, &own).await;
+        let message = certificate_evidence_input(
+            if challenge { &attempt.nonce } else { &elsewhere.nonce },
+            if connection { &attempt.exporter } else { &elsewhere.exporter },
+            if request { &attempt.request.csr } else { &elsewhere.request.csr },
+        );
+        attempt.request.evidence = Some(wire::enrol_request::Evidence::Certificate(wire::CertificateEvidence {
+            attestor: "devices".to_owned(),
+            chain: Some(wire::CertificateChain { certificates: vec![leaf.clone()] }),
+            // ecdsa_secp256r1_sha256
+            scheme: 0x0403,
+            signature: device.sign(&message).unwrap(),
+        }));
+        let answer = attempt.finish().await;
+        if connection && challenge && request {
+            assert_eq!(answer.unwrap().workloads, ["shop/web"]);
+        } else {
+            assert_eq!(reason(answer), Reason::PossessionUnproven, "{connection} {challenge} {request}");
+        }
+    }
+    assert_eq!(mesh.registry.state().nodes.len(), 1);
 }
 
 #[tokio::test]

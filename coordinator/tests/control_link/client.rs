@@ -188,6 +188,10 @@ pub(crate) fn csr(key: &KeyPair) -> Vec<u8> {
 pub(crate) struct EnrolAttempt {
     pub(crate) frames: Frames,
     pub(crate) request: wire::EnrolRequest,
+    /// Of the coordinator's challenge.
+    pub(crate) nonce: [u8; 32],
+    /// Of the connection.
+    pub(crate) exporter: [u8; 32],
 }
 
 impl EnrolAttempt {
@@ -197,8 +201,8 @@ impl EnrolAttempt {
         frames.send(&wire::EnrolHello { version: PROTOCOL_VERSION }).await;
         let challenge: wire::EnrolChallenge = frames.next().await.unwrap();
         let challenge = possession::Challenge::try_from(&challenge.challenge.unwrap()).unwrap();
-        let csr = csr(key);
-        let input = possession::enrol_input(&challenge.nonce, &exporter(&connection), &csr);
+        let (csr, exporter) = (csr(key), exporter(&connection));
+        let input = possession::enrol_input(&challenge.nonce, &exporter, &csr);
         let request = wire::EnrolRequest {
             evidence: Some(wire::enrol_request::Evidence::JoinToken(wire::JoinTokenEvidence {
                 token_id: token.id.to_string(),
@@ -208,7 +212,7 @@ impl EnrolAttempt {
             csr,
             host_name: "test".to_owned(),
         };
-        Self { frames, request }
+        Self { frames, request, nonce: challenge.nonce, exporter }
     }
 
     pub(crate) async fn finish(mut self) -> Result<wire::Enrolled, Refusal> {

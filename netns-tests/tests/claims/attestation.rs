@@ -32,9 +32,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         claim("attestation::a_pods_entrypoint_enrols_it_and_starts_its_program", entrypoint),
         claim("attestation::a_token_for_another_audience_or_pod_is_refused_by_name", refused_by_name),
         claim("attestation::a_jobs_token_makes_one_node", once),
+        claim("attestation::the_guides_commands_work_as_written", guide),
         claim("attestation::a_certificate_of_another_authority_makes_a_node_with_its_key_only", certificate),
     ]
 }
+
+const GUIDE: &str = include_str!("../../../docs/guides/attestation.md");
 
 /// A token issuer.
 struct Cluster {
@@ -211,6 +214,42 @@ fn once() -> Result<()> {
     enrol(&mesh, &first, "ci", &token, &[])?.expect(0)?;
     refused(&enrol(&mesh, &second, "ci", &token, &[])?, "evidence-used")?;
     enrol(&mesh, &second, "ci", &job("b", json!(true))?, &[])?.expect(0)?;
+    Ok(())
+}
+
+/// The administrator's commands of the guide, each as one line.
+fn guides_commands() -> Vec<String> {
+    let joined = GUIDE.replace("\\\n", " ");
+    let commands = joined.lines().filter_map(|line| line.strip_prefix("$ warren "));
+    let administrators = |command: &&str| command.starts_with("attestor ") || command.starts_with("registration ");
+    commands.filter(administrators).map(str::to_owned).collect()
+}
+
+fn guide() -> Result<()> {
+    let mesh = Mesh::new(&[])?;
+    let here = &mesh.coordinator.host.directory;
+    for file in ["jwks.json", "github.json"] {
+        std::fs::write(here.join(file), Cluster::new().jwks())?;
+    }
+    let mut root = CertificateParams::default();
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(here.join("spire-bundle.pem"), root.self_signed(&KeyPair::generate()?)?.pem())?;
+    let region = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
+    let certificate = CertificateParams::default().self_signed(&region)?.pem();
+    std::fs::write(here.join("ec2-eu-west-1-rsa2048.pem"), certificate)?;
+    let commands = guides_commands();
+    ensure!(commands.len() == 8, "an attestor and a registration of each kind: {commands:#?}");
+    for command in commands {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        mesh.coordinator.say(&words)?.expect(0)?;
+    }
+    let listed = mesh.coordinator.say(&["attestor", "list", "-o", "json"])?.expect(0)?.json()?;
+    let ones =
+        listed["items"].as_array().into_iter().flatten().filter(|attestor| attestor["registrations"] == 1).count();
+    ensure!(ones == 4, "{listed:#}");
+    mesh.coordinator.say(&["attestor", "show", "ec2"])?.expect(0)?;
+    let kept = mesh.coordinator.say(&["attestor", "delete", "ec2"])?;
+    ensure!(kept.code == Some(7) && kept.stderr.contains("registration delete worker"), "{kept:#?}");
     Ok(())
 }
 
