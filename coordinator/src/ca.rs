@@ -26,7 +26,7 @@ mod template;
 
 pub use authority::{Authority, CaParameters, ISSUING_LIFETIME, choose};
 pub use files::{CaError, pem};
-pub use issue::{IssuedNode, IssuedTunnel, TunnelTerms};
+pub use issue::{IssuedNode, IssuedSvid, IssuedTunnel, TunnelTerms};
 pub use request::RequesterKey;
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod nodes;
 mod policy;
 mod revocation;
 mod roots;
+mod svids;
 mod sweep;
 mod tokens;
 mod transaction;
@@ -43,6 +44,7 @@ pub(crate) use nodes::{admitted_node, node_with_workloads};
 pub use policy::{Applied, PolicyRefused, Submission};
 pub use revocation::Revoke;
 pub(crate) use roots::Rotate;
+pub use svids::SVID_LIFETIME;
 pub use tokens::NewJoinToken;
 pub(crate) use transaction::{Entry, Plan, Transaction};
 

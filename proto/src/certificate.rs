@@ -8,6 +8,7 @@
 //! | kind | identity | key | key usage purposes | issued by |
 //! |---|---|---|---|---|
 //! | [`TunnelCertificate`] | `/ns/../sa/..`, IP names | ECDSA | serverAuth, clientAuth, mesh-tunnel | marked intermediate |
+//! | [`WorkloadSvid`] | `/ns/../sa/..` | ECDSA | serverAuth, clientAuth | marked intermediate |
 //! | [`NodeCertificate`] | `/node/<id>` | ECDSA | clientAuth, node | marked intermediate |
 //! | [`CoordinatorCertificate`] | `/coordinator/<name>` | ECDSA | serverAuth, coordinator | root |
 //! | [`SignerCertificate`] | `/signer/<name>` | Ed25519 | manifest-signer | root |
@@ -237,12 +238,7 @@ impl TunnelCertificate {
     pub fn parse(der: &[u8]) -> Result<Self, Refusal> {
         let parsed = Parsed::from_der(der)?;
         let identity = parsed.identity(true)?;
-        let Some(workload) = identity.workload().cloned() else {
-            return Err(unexpected_identity(
-                &identity,
-                "a workload's, spiffe://<trust-domain>/ns/<namespace>/sa/<name>",
-            ));
-        };
+        let workload = workload_of(&identity)?;
         require_ecdsa(&parsed)?;
         parsed.check_leaf(&Purposes::of(true, true, oid::MESH_TUNNEL))?;
         let addresses = overlay_addresses(&parsed.names.addresses)?;
@@ -282,6 +278,47 @@ impl TunnelCertificate {
     pub fn is_plain(&self) -> bool {
         self.binding.capabilities.contains(Capabilities::PLAIN)
     }
+}
+
+/// An X.509-SVID that a workload holds itself, for its own TLS. It names no address and no tunnel key and lacks the
+/// mesh-tunnel purpose: whoever has its key can speak for the workload to those who verify it, and open no tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadSvid {
+    leaf: Leaf,
+    workload: WorkloadName,
+}
+
+impl WorkloadSvid {
+    /// Parses and checks the profile; signatures, dates and trust are not judged.
+    pub fn parse(der: &[u8]) -> Result<Self, Refusal> {
+        let parsed = Parsed::from_der(der)?;
+        let identity = parsed.identity(false)?;
+        let workload = workload_of(&identity)?;
+        require_ecdsa(&parsed)?;
+        parsed.check_leaf(&Purposes::ordinary())?;
+        if parsed.binding.is_some() {
+            return Err(Refusal::new(Reason::CertificateProfile, "tunnel binding: a workload's own SVID has none"));
+        }
+        Ok(Self { leaf: Leaf::new(parsed, identity)?, workload })
+    }
+
+    /// The common part.
+    #[must_use]
+    pub fn leaf(&self) -> &Leaf {
+        &self.leaf
+    }
+
+    /// Whom it identifies.
+    #[must_use]
+    pub fn workload(&self) -> &WorkloadName {
+        &self.workload
+    }
+}
+
+fn workload_of(identity: &SpiffeId) -> Result<WorkloadName, Refusal> {
+    identity.workload().cloned().ok_or_else(|| {
+        unexpected_identity(identity, "a workload's, spiffe://<trust-domain>/ns/<namespace>/sa/<name>")
+    })
 }
 
 fn overlay_addresses(names: &[IpAddr]) -> Result<OverlayAddresses, Refusal> {

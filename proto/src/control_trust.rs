@@ -26,6 +26,8 @@ const SIGNATURES: &[&dyn SignatureVerificationAlgorithm] =
 pub enum Purpose {
     /// Admitting a tunnel: issued by a marked intermediate.
     Tunnel,
+    /// A workload's own X.509-SVID: issued by a marked intermediate.
+    WorkloadSvid,
     /// A node on the control link: issued by a marked intermediate.
     Node,
     /// A coordinator: issued by a root, so that a stolen intermediate cannot pose as one.
@@ -40,6 +42,7 @@ impl Purpose {
     const fn key_usage(self) -> KeyUsage {
         let oid = match self {
             Self::Tunnel => oid::MESH_TUNNEL,
+            Self::WorkloadSvid => return KeyUsage::client_auth(),
             Self::Node => oid::NODE,
             Self::Coordinator => oid::COORDINATOR,
             Self::ManifestSigner => oid::MANIFEST_SIGNER,

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use warren_proto::certificate::{
-    Capabilities, NodeCertificate, TunnelBinding, TunnelCertificate, is_canonical, is_low_order,
+    Capabilities, NodeCertificate, TunnelBinding, TunnelCertificate, WorkloadSvid, is_canonical, is_low_order,
 };
 use warren_proto::reason::Refusal;
 use warren_proto::{InstanceId, NodeId, OverlayAddresses, Reason, SpiffeId, UnixTime, WorkloadName};
@@ -50,6 +50,15 @@ pub struct IssuedNode {
     pub chain: Vec<Vec<u8>>,
     /// The leaf, as the coordinator will read it.
     pub certificate: NodeCertificate,
+}
+
+/// A workload's own SVID and what must be sent with it.
+#[derive(Debug, Clone)]
+pub struct IssuedSvid {
+    /// DER, leaf first, root left out.
+    pub chain: Vec<Vec<u8>>,
+    /// The leaf, as the node will read it.
+    pub certificate: WorkloadSvid,
 }
 
 impl Authority {
@@ -104,6 +113,25 @@ impl Authority {
         let leaf = params.signed_by(&key.key, self.issuer()).map_err(internal)?;
         let certificate = NodeCertificate::parse(leaf.der())?;
         Ok(IssuedNode { chain: self.chain_of(leaf.der()), certificate })
+    }
+
+    /// Issues an X.509-SVID of `workload` to `key`: what the workload itself is handed. It admits no tunnel.
+    ///
+    /// # Errors
+    /// [`Reason::IssuerExpiring`] when the intermediate ends within five minutes.
+    pub fn issue_svid(
+        &self,
+        key: &RequesterKey,
+        workload: &WorkloadName,
+        lifetime: Duration,
+        now: UnixTime,
+    ) -> Result<IssuedSvid, Refusal> {
+        let validity = self.leaf_validity(lifetime, now)?;
+        let identity = workload.in_domain(self.bundle().trust_domain());
+        let params = template::svid(&identity, validity).map_err(internal)?;
+        let leaf = params.signed_by(&key.key, self.issuer()).map_err(internal)?;
+        let certificate = WorkloadSvid::parse(leaf.der())?;
+        Ok(IssuedSvid { chain: self.chain_of(leaf.der()), certificate })
     }
 
     fn leaf_validity(&self, lifetime: Duration, now: UnixTime) -> Result<Validity, Refusal> {

@@ -106,6 +106,13 @@ pub(super) fn tunnel(
     Ok(params)
 }
 
+/// A workload's own X.509-SVID: no address, no tunnel key, and not the purpose that admits a tunnel.
+pub(super) fn svid(identity: &SpiffeId, validity: Validity) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = base(identity, "workload", validity)?;
+    params.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth];
+    Ok(params)
+}
+
 /// A node's own certificate.
 pub(super) fn node(identity: &SpiffeId, validity: Validity) -> Result<CertificateParams, rcgen::Error> {
     let mut params = base(identity, "node", validity)?;

@@ -119,6 +119,24 @@ fn what_is_issued_anchors_in_the_bundle_for_its_own_purpose_only() {
 }
 
 #[test]
+fn a_workloads_own_svid_is_trusted_as_one_and_admits_no_tunnel() {
+    let (_directory, authority) = mesh();
+    let (key, checked) = requester();
+    let workload = "shop/web".parse().expect("name");
+    let svid = authority.issue_svid(&checked, &workload, Duration::from_secs(3600), NOW).expect("issued");
+    let leaf = svid.certificate.leaf();
+    assert_eq!(leaf.spki(), key.subject_public_key_info());
+    assert_eq!(leaf.identity().to_string(), "spiffe://bank.example/ns/shop/sa/web");
+    let anchored = |purpose| control_trust::anchor(leaf, chain(&svid.chain), authority.bundle(), purpose, NOW);
+    anchored(Purpose::WorkloadSvid).expect("trusted");
+    for purpose in [Purpose::Tunnel, Purpose::Node, Purpose::Coordinator, Purpose::ManifestSigner] {
+        anchored(purpose).expect_err("refused");
+    }
+    let refusal = warren_proto::certificate::TunnelCertificate::parse(&svid.chain[0]).expect_err("no tunnel certificate");
+    assert_eq!(refusal.reason, Reason::CertificatePurpose);
+}
+
+#[test]
 fn no_default_of_the_builder_reaches_a_certificate() {
     let (_directory, authority) = mesh();
     let (_, key) = requester();

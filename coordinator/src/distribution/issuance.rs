@@ -135,6 +135,17 @@ async fn converse(
             tracing::info!(node = %instance.node, instance = %instance.id, workload = %instance.workload, "issued");
             issued(&instance).map(wire::issue_response::Result::Tunnel)
         }
+        Some(wire::issue_request::Request::Svid(_)) if requester.ended(registry.now()) => {
+            Err(Refusal::new(Reason::CertificateEnded, "the node's certificate has ended: only it may be renewed"))
+        }
+        Some(wire::issue_request::Request::Svid(request)) => {
+            let malformed = |error| Refusal::new(Reason::FrameMalformed, format!("workload: {error}"));
+            let workload = request.workload.parse().map_err(malformed)?;
+            let key = proven_key(&challenge, &exporter, &request.csr, &request.possession)?;
+            let chain = registry.issue_svid(requester.node, &workload, &key).await?;
+            tracing::info!(node = %requester.node, %workload, "issued a workload's SVID");
+            Ok(wire::issue_response::Result::Svid(certificate_chain(chain)))
+        }
         None => Err(Refusal::new(Reason::FrameMalformed, "request: missing, or of a kind not known here")),
     }
 }

@@ -179,7 +179,7 @@ pub(super) fn release(
     Ok(())
 }
 
-fn check_identity(node: &Node, workload: &WorkloadName) -> Result<(), Refusal> {
+pub(super) fn check_identity(node: &Node, workload: &WorkloadName) -> Result<(), Refusal> {
     if node.workloads.contains(workload) {
         return Ok(());
     }

@@ -366,6 +366,8 @@ pub enum KeyOwner {
     Node(NodeId),
     /// An instance's tunnel certificate.
     Instance(InstanceId),
+    /// An X.509-SVID that this node hands to a workload of its host.
+    Svid(NodeId),
 }
 
 /// A public key that is in use, or was: it is never bound to a second owner while anything remembers it.

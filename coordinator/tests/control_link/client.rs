@@ -484,26 +484,57 @@ impl IssueAttempt {
                 addresses: issued.addresses,
             }),
             wire::issue_response::Result::Refused(refused) => Err(refused.into()),
-            wire::issue_response::Result::Node(_) => panic!("a node certificate for a tunnel request"),
+            other => panic!("another certificate for a tunnel request: {other:?}"),
         }
     }
 }
 
 /// Asks for a new node certificate with a new key.
 pub(crate) async fn renew(connection: &Connection, key: &KeyPair) -> Result<Vec<Vec<u8>>, Refusal> {
+    let request = |csr, possession| {
+        wire::issue_request::Request::Node(wire::NodeCertificateRequest { csr, possession })
+    };
+    match ask(connection, key, request).await? {
+        wire::issue_response::Result::Node(chain) => Ok(chain.certificates),
+        other => panic!("another certificate for a node request: {other:?}"),
+    }
+}
+
+/// Asks for a workload's own SVID, its possession of `key` proven unless `forged`.
+pub(crate) async fn svid(
+    connection: &Connection,
+    workload: &str,
+    key: &KeyPair,
+    forged: bool,
+) -> Result<Vec<Vec<u8>>, Refusal> {
+    let request = |csr, possession| {
+        let possession = if forged { vec![0x30, 0] } else { possession };
+        let request = wire::WorkloadSvidRequest { workload: workload.to_owned(), csr, possession };
+        wire::issue_request::Request::Svid(request)
+    };
+    match ask(connection, key, request).await? {
+        wire::issue_response::Result::Svid(chain) => Ok(chain.certificates),
+        other => panic!("another certificate for an SVID request: {other:?}"),
+    }
+}
+
+/// One issuance over `key`; `request` is made from the certificate request and the proof of possession.
+async fn ask(
+    connection: &Connection,
+    key: &KeyPair,
+    request: impl FnOnce(Vec<u8>, Vec<u8>) -> wire::issue_request::Request,
+) -> Result<wire::issue_response::Result, Refusal> {
     let mut frames = Frames::open(connection).await;
     frames.send(&wire::IssueBegin { version: PROTOCOL_VERSION }).await;
     let challenge: wire::Challenge = frames.next().await.unwrap();
     let challenge = possession::Challenge::try_from(&challenge).unwrap();
     let csr = csr(key);
     let input = possession::issue_input(&challenge.nonce, &exporter(connection), &csr);
-    let request = wire::NodeCertificateRequest { possession: key.sign(&input).unwrap(), csr };
-    let request = Some(wire::issue_request::Request::Node(request));
+    let request = Some(request(csr, key.sign(&input).unwrap()));
     frames.send(&wire::IssueRequest { request }).await;
     match frames.next::<wire::IssueResponse>().await.expect("an answer").result.unwrap() {
-        wire::issue_response::Result::Node(chain) => Ok(chain.certificates),
         wire::issue_response::Result::Refused(refused) => Err(refused.into()),
-        wire::issue_response::Result::Tunnel(_) => panic!("a tunnel certificate for a node request"),
+        result => Ok(result),
     }
 }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::KeyPair;
-use warren_proto::certificate::{Chain, NodeCertificate, TunnelCertificate};
+use warren_coordinator::registry::{Caller, Revoke, SVID_LIFETIME};
+use warren_proto::certificate::{CLOCK_SKEW, Chain, NodeCertificate, TunnelCertificate, WorkloadSvid};
 use warren_proto::control_trust::verify_node;
 use warren_proto::join_token::JoinSecret;
 use warren_proto::{NodeId, Reason};
 
-use super::client::{EnrolAttempt, IssueAttempt, Node, TunnelKeys, reason, renew, sha256};
+use super::client::{EnrolAttempt, IssueAttempt, Node, TunnelKeys, reason, renew, sha256, svid};
 use super::mesh::{Mesh, START};
 
 #[tokio::test]
@@ -118,6 +119,45 @@ async fn without_possession_of_either_key_nothing_is_issued() {
     attempt.request = stolen;
     assert_eq!(reason(attempt.finish().await), Reason::PossessionUnproven);
     assert!(mesh.registry.state().instances.is_empty());
+}
+
+#[tokio::test]
+async fn a_workloads_own_svid_is_issued_for_what_the_node_may_hold_and_over_a_fresh_proven_key() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    let link = node.connect(&mesh).await;
+    let key = KeyPair::generate().unwrap();
+    assert_eq!(reason(svid(&link.connection, "bank/api", &key, false).await), Reason::IdentityNotAllowed);
+    assert_eq!(reason(svid(&link.connection, "shop/web", &key, true).await), Reason::PossessionUnproven);
+    assert_eq!(reason(svid(&link.connection, "no workload", &key, false).await), Reason::FrameMalformed);
+    let chain = svid(&link.connection, "shop/web", &key, false).await.unwrap();
+    let issued = WorkloadSvid::parse(&chain[0]).unwrap();
+    assert_eq!(issued.workload().as_str(), "shop/web");
+    let begins = issued.leaf().not_before().plus(CLOCK_SKEW);
+    assert_eq!(begins.until(issued.leaf().not_after()), SVID_LIFETIME);
+    assert_eq!(reason(svid(&link.connection, "shop/web", &key, false).await), Reason::KeyInUse);
+    assert_eq!(reason(renew(&link.connection, &key).await), Reason::KeyInUse, "it is no node's key either");
+    // Nothing of it is distributed: no instance, no address.
+    assert!(mesh.registry.state().instances.is_empty());
+}
+
+#[tokio::test]
+async fn no_svid_is_issued_over_an_ended_certificate_or_for_a_revoked_identity() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web", "shop/db"]).await;
+    let link = node.connect(&mesh).await;
+    let fresh = || KeyPair::generate().unwrap();
+    let identity = Revoke::Identity("shop/web".parse().unwrap());
+    mesh.registry.revoke(&Caller::new("test"), identity).await.unwrap();
+    // What is issued in the revocation's own second is meant as well.
+    assert_eq!(reason(svid(&link.connection, "shop/web", &fresh(), false).await), Reason::Revoked);
+    svid(&link.connection, "shop/db", &fresh(), false).await.unwrap();
+    mesh.pass(Duration::from_secs(2));
+    svid(&link.connection, "shop/web", &fresh(), false).await.unwrap();
+    drop(link);
+    mesh.pass(Duration::from_secs(8 * 24 * 3600));
+    let link = node.connect(&mesh).await;
+    assert_eq!(reason(svid(&link.connection, "shop/db", &fresh(), false).await), Reason::CertificateEnded);
 }
 
 #[tokio::test]

@@ -109,6 +109,10 @@ pub(crate) fn tunnel() -> CertificateParams {
     params
 }
 
+pub(crate) fn svid() -> CertificateParams {
+    leaf("spiffe://bank.example/ns/shop/sa/web", vec![Eku::ServerAuth, Eku::ClientAuth])
+}
+
 pub(crate) fn node() -> CertificateParams {
     leaf("spiffe://bank.example/node/02020202020202020202020202020202", vec![Eku::ClientAuth, own(oid::NODE)])
 }

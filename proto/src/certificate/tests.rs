@@ -10,11 +10,12 @@ use crate::NodeId;
 type Parse = fn(&[u8]) -> Result<Leaf, Refusal>;
 
 /// Every kind of leaf: its template, its key and its parser.
-fn kinds() -> [(&'static str, CertificateParams, KeyPair, Parse); 4] {
+fn kinds() -> [(&'static str, CertificateParams, KeyPair, Parse); 5] {
     let p256 = || KeyPair::generate().expect("key");
     let ed25519 = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("key");
     [
         ("tunnel", make::tunnel(), p256(), |der| TunnelCertificate::parse(der).map(|one| one.leaf().clone())),
+        ("svid", make::svid(), p256(), |der| WorkloadSvid::parse(der).map(|one| one.leaf().clone())),
         ("node", make::node(), p256(), |der| NodeCertificate::parse(der).map(|one| one.leaf().clone())),
         ("coordinator", make::coordinator(), p256(), |der| {
             CoordinatorCertificate::parse(der).map(|one| one.leaf().clone())
@@ -122,6 +123,15 @@ fn zero_two_or_misspelt_spiffe_ids_are_refused_in_every_kind() {
     }
     let long = format!("spiffe://bank.example/ns/shop/sa/{}", "a".repeat(2048));
     all_refused(identity, |params| params.subject_alt_names[0] = uri(&long));
+}
+
+#[test]
+fn a_workloads_own_svid_binds_no_tunnel_key() {
+    let mesh = Mesh::new();
+    let mut params = make::svid();
+    params.custom_extensions = make::tunnel().custom_extensions;
+    let refusal = WorkloadSvid::parse(&mesh.issuing.issue(&params)).expect_err("refused");
+    assert_eq!(refusal.reason, Reason::CertificateProfile);
 }
 
 #[test]
@@ -249,7 +259,7 @@ proptest! {
 
     #[test]
     fn bent_certificates_never_panic(
-        kind in 0..4_usize,
+        kind in 0..5_usize,
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),
     ) {

@@ -208,6 +208,11 @@ impl Purposes {
         Self { server_auth, client_auth, own: vec![own], foreign: false }
     }
 
+    /// What any X.509-SVID is for (SPIFFE X509-SVID, 4.4): TLS, on either side.
+    pub(super) fn ordinary() -> Self {
+        Self { server_auth: true, client_auth: true, own: Vec::new(), foreign: false }
+    }
+
     fn from_extension(usage: &ExtendedKeyUsage<'_>) -> Self {
         const OWN: [oid::ObjectId; 4] = [oid::MESH_TUNNEL, oid::NODE, oid::COORDINATOR, oid::MANIFEST_SIGNER];
         let known = |id: &x509_parser::der_parser::oid::Oid<'_>| OWN.into_iter().find(|own| own.der == id.as_bytes());

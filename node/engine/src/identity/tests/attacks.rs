@@ -38,6 +38,23 @@ fn no_encoding_of_a_low_order_key_is_admitted() {
 }
 
 #[test]
+fn a_workloads_own_svid_admits_no_tunnel() {
+    let mesh = TestMesh::new();
+    let mut svid = TestMesh::template(&web());
+    svid.extended_key_usages.truncate(2);
+    // As it is issued, with no address and no tunnel key; and with both, as somebody would want it to be.
+    let with_binding = mesh.chain(&svid);
+    svid.subject_alt_names.truncate(1);
+    svid.custom_extensions.clear();
+    let as_issued = mesh.chain(&svid);
+    warren_proto::certificate::WorkloadSvid::parse(&as_issued[0]).expect("a good SVID");
+    for chain in [as_issued, with_binding] {
+        let refusal = judge(&mesh, &TestNode::default(), &chain).expect_err("refused");
+        assert_eq!(refusal.reason, Reason::CertificatePurpose);
+    }
+}
+
+#[test]
 fn a_key_with_a_second_spelling_is_refused_so_that_it_cannot_be_claimed_twice() {
     let mut high_bit = [9; 32];
     high_bit[31] |= 0x80;
