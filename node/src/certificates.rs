@@ -3,3 +3,4 @@
 pub mod key_store;
 pub mod renewal;
 pub mod rotator;
+pub mod svids;

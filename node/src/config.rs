@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use warren_proto::WorkloadName;
 
 use crate::data_plane::offload::Switches;
+use crate::selectors::{Assignment, InvalidAssignment, MAX_ASSIGNMENTS};
 
 mod schema;
 
@@ -36,6 +37,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// The identity of this network namespace; `None` takes the only one granted.
     pub workload: Option<WorkloadName>,
+    /// Which processes of this host are which workload.
+    pub workloads: Vec<Assignment>,
+    /// The Workload API's Unix socket; `None` when it is not served.
+    pub workload_api: Option<PathBuf>,
     /// The data plane.
     pub tunnel: Tunnel,
     /// Coordinator addresses, `host:port`; empty takes those of the join token.
@@ -97,6 +102,8 @@ impl Default for Config {
             state_dir: "/var/lib/warren".into(),
             socket: "/run/warren/warren.sock".into(),
             workload: None,
+            workloads: Vec::new(),
+            workload_api: None,
             tunnel: Tunnel {
                 device: "warren0".into(),
                 port: 51820,
@@ -119,9 +126,17 @@ struct Document {
     state_dir: Option<String>,
     socket: Option<String>,
     workload: Option<String>,
+    workloads: Option<Vec<String>>,
+    workload_api: WorkloadApiDocument,
     tunnel: TunnelDocument,
     control: ControlDocument,
     log: LogDocument,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WorkloadApiDocument {
+    socket: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -167,7 +182,7 @@ struct Key {
     set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
-const KEYS: [Key; 16] = [
+const KEYS: [Key; 18] = [
     Key {
         name: "state_dir",
         variable: "WARREN_STATE_DIR",
@@ -193,6 +208,31 @@ const KEYS: [Key; 16] = [
             } else {
                 Some(text.parse().map_err(|error: warren_proto::spiffe::InvalidName| error.to_string())?)
             };
+            Ok(())
+        },
+    },
+    Key {
+        name: "workloads",
+        variable: "WARREN_WORKLOADS",
+        form: Form::Assignments,
+        show: |c| joined(&c.workloads),
+        set: |c, text| {
+            let entries = list(text).map(|item| item.parse().map_err(|error: InvalidAssignment| error.to_string()));
+            c.workloads = entries.collect::<Result<_, _>>()?;
+            if c.workloads.len() > MAX_ASSIGNMENTS {
+                Err(format!("more than {MAX_ASSIGNMENTS} entries"))
+            } else {
+                Ok(())
+            }
+        },
+    },
+    Key {
+        name: "workload_api.socket",
+        variable: "WARREN_WORKLOAD_API_SOCKET",
+        form: Form::OptionalPath,
+        show: |c| c.workload_api.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        set: |c, text| {
+            c.workload_api = if text.is_empty() { None } else { Some(absolute(text)?) };
             Ok(())
         },
     },
@@ -333,6 +373,8 @@ impl Document {
             "state_dir" => self.state_dir.clone(),
             "socket" => self.socket.clone(),
             "workload" => self.workload.clone(),
+            "workloads" => several(&self.workloads),
+            "workload_api.socket" => self.workload_api.socket.clone(),
             "tunnel.device" => self.tunnel.device.clone(),
             "tunnel.port" => numeric(self.tunnel.port),
             "tunnel.mtu" => numeric(self.tunnel.mtu),

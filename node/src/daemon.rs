@@ -12,6 +12,7 @@ pub mod meter;
 pub mod reload;
 pub mod surface;
 pub mod tunnel;
+mod whois;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use warren_proto::reason::{Reason, Refusal};
 
 use crate::certificates::key_store::KeyStore;
 use crate::certificates::renewal::{Renewal, capabilities};
+use crate::certificates::svids::{self, SvidKeeper};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::control_client::session::{Control, Facts, LinkState};
@@ -37,6 +39,7 @@ use crate::snapshot;
 use crate::state_dir::StateDir;
 use crate::stop::{self, Stop, Stopper};
 use crate::telemetry::SetLevel;
+use crate::workload_api::{self, WorkloadApi};
 use meter::Meter;
 use reload::{Live, Reloader, Reread};
 use surface::Surface;
@@ -90,6 +93,7 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     })?;
     let claimed = tunnel::claim(&config.tunnel)?;
     let local_api = LocalApi::bind(&config.socket)?;
+    let workload_api = config.workload_api.as_deref().map(WorkloadApi::bind).transpose()?;
     info!(
         node = %identity.node_id, trust_domain = %identity.trust_domain, device = claimed.facts.device,
         port = claimed.facts.port, "starting, closed"
@@ -110,6 +114,21 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     let (addresses, configured) = watch::channel(config.tunnel.addresses.clone());
     let (coordinators, dialled) = watch::channel(config.control_addresses.clone());
     let reloader = Reloader::new(config.clone(), reread, Live { level, addresses, coordinators });
+    let (svid_keeper, svids) = SvidKeeper::new(svids::Around {
+        node: identity_watch.borrow().node_id,
+        wanted: wanted.clone(),
+        link: link.clone(),
+        bundle: handle.bundle(),
+        view: handle.view(),
+        clock: clock.clone(),
+    });
+    let counts = Arc::new(workload_api::Counts::default());
+    let offer = workload_api::Offer {
+        assignments: config.workloads.clone().into(),
+        svids: svids.clone(),
+        bundle: handle.bundle(),
+        counts: counts.clone(),
+    };
     let surface = Arc::new(Surface {
         identity: identity_watch.clone(),
         view: handle.view(),
@@ -123,6 +142,8 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
         started: clock.now().monotonic,
         meter: Meter::default(),
         reloader,
+        assignments: config.workloads.clone().into(),
+        workload_api: config.workload_api.map(|socket| surface::Served { socket, svids, counts }),
     });
 
     let mesh = mesh.start();
@@ -132,6 +153,10 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     let until = stop.clone();
     tasks.spawn("meter", ends_well(async move { measured.measure(until).await }));
     tasks.spawn("local-api", ends_well(local_api.run(surface, stop.clone())));
+    if let Some(api) = workload_api {
+        tasks.spawn("svids", ends_well(svid_keeper.run(stop.clone())));
+        tasks.spawn("workload-api", ends_well(api.run(offer, stop.clone())));
+    }
     let control = Control {
         identity: identity_watch,
         addresses: dialled,

@@ -17,10 +17,14 @@ pub mod host;
 pub mod local_api;
 pub mod mesh;
 pub mod mesh_view;
+pub mod selectors;
 pub mod snapshot;
+pub mod sockets;
 pub mod state_dir;
 pub mod stop;
 pub mod telemetry;
+pub mod unix_socket;
+pub mod workload_api;
 
 #[cfg(test)]
 mod test_mesh;

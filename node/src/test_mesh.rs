@@ -187,6 +187,14 @@ impl TestMesh {
         }
     }
 
+    /// A workload's own SVID over `key`.
+    pub(crate) fn svid_chain(&self, workload: &str, key: &SigningKey) -> Vec<Vec<u8>> {
+        let (namespace, name) = workload.split_once('/').expect("a workload's name");
+        let mut template = leaf("workload", &format!("spiffe://bank.example/ns/{namespace}/sa/{name}"));
+        template.extended_key_usages = vec![Eku::ServerAuth, Eku::ClientAuth];
+        vec![self.issuing.sign(&template, key), self.issuing.der.clone()]
+    }
+
     fn tunnel_chain(&self, number: u8, workload: &str, node: NodeId, tunnel_key: [u8; 32]) -> Vec<Vec<u8>> {
         let template = tunnel_template(number, workload, node, tunnel_key);
         vec![self.issuing.sign(&template, &KeyPair::generate().expect("key")), self.issuing.der.clone()]

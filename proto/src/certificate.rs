@@ -316,9 +316,10 @@ impl WorkloadSvid {
 }
 
 fn workload_of(identity: &SpiffeId) -> Result<WorkloadName, Refusal> {
-    identity.workload().cloned().ok_or_else(|| {
-        unexpected_identity(identity, "a workload's, spiffe://<trust-domain>/ns/<namespace>/sa/<name>")
-    })
+    identity
+        .workload()
+        .cloned()
+        .ok_or_else(|| unexpected_identity(identity, "a workload's, spiffe://<trust-domain>/ns/<namespace>/sa/<name>"))
 }
 
 fn overlay_addresses(names: &[IpAddr]) -> Result<OverlayAddresses, Refusal> {

@@ -212,6 +212,8 @@ reasons! {
         PeerCertificateWrong = "peer-certificate-wrong", "The certificate presented is not one this endpoint accepts.";
         IssuerExpiring = "issuer-expiring", "The issuing certificate ends too soon to sign this one.";
         RenewalTooLate = "renewal-too-late", "The certificate ended more than the renewal grace ago.";
+        NoWorkload = "no-workload", "The process that asks fits the selectors of no workload on this host.";
+        CallerGone = "caller-gone", "The process that asked has ended, or cannot be told from another.";
         CoordinatorUnreachable = "coordinator-unreachable", "No coordinator answers at its addresses.";
     }
     Admin {

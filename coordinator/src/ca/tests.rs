@@ -132,7 +132,8 @@ fn a_workloads_own_svid_is_trusted_as_one_and_admits_no_tunnel() {
     for purpose in [Purpose::Tunnel, Purpose::Node, Purpose::Coordinator, Purpose::ManifestSigner] {
         anchored(purpose).expect_err("refused");
     }
-    let refusal = warren_proto::certificate::TunnelCertificate::parse(&svid.chain[0]).expect_err("no tunnel certificate");
+    let refusal =
+        warren_proto::certificate::TunnelCertificate::parse(&svid.chain[0]).expect_err("no tunnel certificate");
     assert_eq!(refusal.reason, Reason::CertificatePurpose);
 }
 

@@ -491,9 +491,8 @@ impl IssueAttempt {
 
 /// Asks for a new node certificate with a new key.
 pub(crate) async fn renew(connection: &Connection, key: &KeyPair) -> Result<Vec<Vec<u8>>, Refusal> {
-    let request = |csr, possession| {
-        wire::issue_request::Request::Node(wire::NodeCertificateRequest { csr, possession })
-    };
+    let request =
+        |csr, possession| wire::issue_request::Request::Node(wire::NodeCertificateRequest { csr, possession });
     match ask(connection, key, request).await? {
         wire::issue_response::Result::Node(chain) => Ok(chain.certificates),
         other => panic!("another certificate for a node request: {other:?}"),

@@ -35,6 +35,7 @@ mod spoofing;
 mod strangers;
 mod suite;
 mod tutorial;
+pub(crate) mod workload_api;
 
 /// Every claim.
 pub(crate) fn all() -> Vec<Trial> {
@@ -64,6 +65,7 @@ pub(crate) fn all() -> Vec<Trial> {
         order::trials(),
         run::trials(),
         tutorial::trials(),
+        workload_api::trials(),
     ]
     .into_iter()
     .flatten()

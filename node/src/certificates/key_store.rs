@@ -67,6 +67,12 @@ impl SigningKey {
             .map_err(|_| Refusal::new(Reason::Internal, "the P-256 key does not sign"))
     }
 
+    /// PKCS#8, DER, for the workload that the key is made for.
+    #[must_use]
+    pub fn to_workload(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(self.pkcs8.to_vec())
+    }
+
     /// A copy for rustls, which keeps it inside the TLS configuration.
     #[must_use]
     pub fn to_rustls(&self) -> PrivateKeyDer<'static> {

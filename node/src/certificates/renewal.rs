@@ -24,9 +24,9 @@ use crate::state_dir::{StateDir, StateError};
 use crate::stop::Stop;
 
 /// At least so long between two looks at what is due.
-const SHORTEST: Duration = Duration::from_secs(1);
+pub(super) const SHORTEST: Duration = Duration::from_secs(1);
 /// Never longer, so that a clock that was set is noticed.
-const LONGEST: Duration = Duration::from_secs(60);
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// What keeps certificates in date.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub struct Renewal {
 
 /// One certificate's next try.
 #[derive(Debug)]
-struct Due {
+pub(super) struct Due {
     at: UnixTime,
     failures: u32,
     /// When the present certificate was issued; `None` without one.
@@ -65,11 +65,11 @@ struct Due {
 }
 
 impl Due {
-    fn now() -> Self {
+    pub(super) fn now() -> Self {
         Self { at: UnixTime(0), failures: 0, issued: None, hastened: UnixTime(0) }
     }
 
-    fn at(validity: Validity) -> Self {
+    pub(super) fn at(validity: Validity) -> Self {
         let issued = validity.not_before.plus(CLOCK_SKEW);
         Self { at: validity.renew_at(rand::random()), failures: 0, issued: Some(issued), hastened: UnixTime(0) }
     }
@@ -82,7 +82,7 @@ impl Due {
 
     /// The coordinator says that whatever was issued until `before` is to be renewed now. All nodes hear it at once, so
     /// each waits a part of `spread`, which `random` in `0.0..1.0` draws.
-    fn hasten(&mut self, before: UnixTime, spread: Duration, random: f64, now: UnixTime) {
+    pub(super) fn hasten(&mut self, before: UnixTime, spread: Duration, random: f64, now: UnixTime) {
         if self.hastened >= before || self.issued.is_none_or(|issued| issued > before) {
             return;
         }
@@ -90,9 +90,28 @@ impl Due {
         self.at = self.at.min(now.plus(spread.mul_f64(random.clamp(0.0, 1.0))));
     }
 
-    fn failed(&mut self, now: UnixTime) {
+    pub(super) fn failed(&mut self, now: UnixTime) {
         self.at = now.plus(retry_after(self.failures, rand::random()));
         self.failures = self.failures.saturating_add(1);
+    }
+
+    /// When to try.
+    pub(super) fn when(&self) -> UnixTime {
+        self.at
+    }
+
+    /// Whatever the last tries failed for has changed.
+    pub(super) fn try_again_now(&mut self) {
+        if self.failures > 0 {
+            self.at = UnixTime(0);
+        }
+    }
+
+    /// Waits no longer than `most` after a failed try: somebody asks.
+    pub(super) fn try_again_within(&mut self, now: UnixTime, most: Duration) {
+        if self.failures > 0 {
+            self.at = self.at.min(now.plus(most));
+        }
     }
 }
 
@@ -154,9 +173,7 @@ impl Renewal {
                     }
                     // A link that came back is a reason to try again at once.
                     for due in [&mut tunnel, &mut node] {
-                        if due.failures > 0 {
-                            due.at = UnixTime(0);
-                        }
+                        due.try_again_now();
                     }
                 }
                 changed = bundle.changed() => {

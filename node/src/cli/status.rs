@@ -69,6 +69,7 @@ impl Present for Status {
                 text.push_str("  renewal overdue");
             }
         }
+        text.push_str(&self.workload_api_lines());
         text.push_str(&self.traffic_line());
         text.push_str(&offload_lines(&self.tunnel.offloads));
         for note in &self.tunnel.notes {
@@ -108,6 +109,20 @@ impl Present for Status {
 }
 
 impl Status {
+    fn workload_api_lines(&self) -> String {
+        let Some(api) = &self.workload_api else { return String::new() };
+        let mut text = format!("\nsvids:     {}  {} calls answered, {} refused", api.socket, api.served, api.refused);
+        for svid in &api.svids {
+            let state = match (&svid.validity, &svid.refusal) {
+                (Some(span), _) => format!("for {}", spoken(Duration::from_secs(span.seconds_left))),
+                (None, Some(refusal)) => format!("none: {refusal}"),
+                (None, None) => "none yet".to_owned(),
+            };
+            text.push_str(&format!("\n           {}  {state}, watched by {}", svid.workload, svid.watched_by));
+        }
+        text
+    }
+
     fn opening(&self) -> String {
         let mut text = match &self.survives {
             Some(survival) => format!(

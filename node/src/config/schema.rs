@@ -10,8 +10,12 @@ use super::{Config, KEYS, Key, REFERENCE};
 pub(super) enum Form {
     /// An absolute path.
     Path,
+    /// An absolute path, or empty.
+    OptionalPath,
     /// `<namespace>/<name>`, or empty.
     Workload,
+    /// `<namespace>/<name> SELECTOR...`.
+    Assignments,
     /// A network device's name.
     Device,
     /// A whole number from the first to the second.
@@ -32,6 +36,11 @@ impl Form {
     fn schema(self) -> Value {
         match self {
             Self::Path => json!({ "type": "string", "pattern": "^/" }),
+            Self::OptionalPath => json!({ "type": "string", "pattern": "^(/.*)?$" }),
+            Self::Assignments => {
+                let entry = "^[^/ ,]+/[^/ ,]+( +(uid=[0-9]+|unit=[^ ,]+|cgroup=/[^ ,]+|netns=/[^ ,]+))+$";
+                json!({ "type": "array", "items": { "type": "string", "pattern": entry } })
+            }
             Self::Workload => json!({ "type": "string", "pattern": "^([^/]+/[^/]+)?$" }),
             Self::Device => json!({ "type": "string", "pattern": "^[A-Za-z0-9._-]{1,15}$" }),
             Self::Number(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
@@ -51,8 +60,10 @@ impl Form {
         match self {
             Self::Number(..) => text.parse::<u64>().map_or(Value::Null, Value::from),
             Self::Switch => Value::from(text == "true"),
-            Self::Addresses | Self::Endpoints => super::list(text).map(Value::from).collect(),
-            Self::Path | Self::Workload | Self::Device | Self::Text | Self::Choice(_) => Value::from(text),
+            Self::Addresses | Self::Endpoints | Self::Assignments => super::list(text).map(Value::from).collect(),
+            Self::Path | Self::OptionalPath | Self::Workload | Self::Device | Self::Text | Self::Choice(_) => {
+                Value::from(text)
+            }
         }
     }
 }
@@ -189,6 +200,15 @@ mod tests {
                 }
                 Form::Path => {
                     assert!(is_taken(key.name, &json!("/a/b")) && !is_taken(key.name, &json!("a/b")), "{}", key.name);
+                }
+                Form::OptionalPath => {
+                    assert!(is_taken(key.name, &json!("/a/b")) && is_taken(key.name, &json!("")), "{}", key.name);
+                    assert!(!is_taken(key.name, &json!("a/b")), "{}", key.name);
+                }
+                Form::Assignments => {
+                    let all = json!(["a/b uid=7", "a/c unit=c.service cgroup=/x/y netns=/run/netns/n"]);
+                    assert!(is_taken(key.name, &all), "{}", key.name);
+                    assert!(!is_taken(key.name, &json!(["a/b"])) && !is_taken(key.name, &json!("a/b uid=7")));
                 }
                 Form::Workload => {
                     assert!(is_taken(key.name, &json!("a/b")) && is_taken(key.name, &json!("")), "{}", key.name);

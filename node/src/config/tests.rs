@@ -37,6 +37,8 @@ fn a_wrong_value_is_refused_with_file_line_and_key() {
         ("tunnel:\n  port: 70000\n", "warren.yaml:2", "tunnel.port"),
         ("\nstate_dir: relative/path\n", "warren.yaml:2", "state_dir"),
         ("workload: Web\n", "warren.yaml:1", "workload"),
+        ("workloads: [\"shop/web\"]\n", "warren.yaml:1", "has no selector"),
+        ("workload_api: { socket: api.sock }\n", "warren.yaml", "workload_api.socket"),
         ("log:\n  level: info\n  format: xml\n", "warren.yaml:3", "log.format"),
         ("tunnel:\n  device: \"a/b\"\n", "warren.yaml:2", "tunnel.device"),
         ("tunnel:\n  suite: aes-256-gcm\n", "warren.yaml:2", "tunnel.suite"),

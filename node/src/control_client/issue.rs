@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use warren_proto::certificate::{Capabilities, Chain, NodeCertificate, TunnelCertificate};
+use warren_proto::certificate::{Capabilities, Chain, NodeCertificate, TunnelCertificate, WorkloadSvid};
 use warren_proto::codec::MAX_CONTROL_FRAME;
 use warren_proto::control_trust::{Purpose, anchor, verify_node};
 use warren_proto::possession::{self, Challenge, TunnelKeyClaim};
@@ -13,6 +13,7 @@ use warren_proto::{InstanceId, NodeId, OverlayAddresses, PROTOCOL_VERSION, Trust
 use super::enrol::check_key;
 use super::link::{Frames, Link};
 use crate::certificates::key_store::{self, NodeIdentity, SigningKey, TunnelIdentity, TunnelKey};
+use crate::certificates::svids::Svid;
 
 /// One issuance may take this long: signing, an audit record on disk, and a slow link.
 const EXCHANGE: Duration = Duration::from_secs(20);
@@ -66,6 +67,20 @@ pub async fn node(link: &Link, holder: Holder<'_>, key: SigningKey) -> Result<(S
     }
     check_key(trusted.certificate.leaf().spki(), &key)?;
     Ok((key, key_store::Chain::from_wire(chain)))
+}
+
+/// Has an X.509-SVID of `workload` issued over a new key, to be handed to the workload with that key.
+pub async fn svid(link: &Link, workload: &WorkloadName, holder: Holder<'_>) -> Result<Svid, Refusal> {
+    let key = SigningKey::generate()?;
+    let raw = timed(ask_svid(link, workload, &key)).await?;
+    let chain = Chain::from_wire(&raw)?;
+    let certificate = WorkloadSvid::parse(chain.leaf())?;
+    let path = anchor(certificate.leaf(), chain, holder.bundle, Purpose::WorkloadSvid, holder.now)?;
+    check_key(certificate.leaf().spki(), &key)?;
+    if certificate.workload() != workload {
+        return Err(Refusal::new(Reason::BindingMismatch, "the SVID issued is of another workload"));
+    }
+    Ok(Svid { key, chain: key_store::Chain::from_wire(raw), certificate, valid_until: path.valid_until() })
 }
 
 /// The key that the next node certificate is asked for over: a new one, or the present one once its certificate has
@@ -145,6 +160,20 @@ async fn ask_node(link: &Link, key: &SigningKey) -> Result<wire::CertificateChai
     match finish(frames, wire::issue_request::Request::Node(message)).await? {
         wire::issue_response::Result::Node(chain) => Ok(chain),
         _ => Err(Refusal::new(Reason::FrameUnexpected, "issue_response.result is not a node certificate")),
+    }
+}
+
+async fn ask_svid(link: &Link, workload: &WorkloadName, key: &SigningKey) -> Result<wire::CertificateChain, Refusal> {
+    let (frames, challenge) = begin(link).await?;
+    let csr = key.request()?;
+    let message = wire::WorkloadSvidRequest {
+        workload: workload.to_string(),
+        possession: key.sign(&possession::issue_input(&challenge.nonce, &link.exporter()?, &csr))?,
+        csr,
+    };
+    match finish(frames, wire::issue_request::Request::Svid(message)).await? {
+        wire::issue_response::Result::Svid(chain) => Ok(chain),
+        _ => Err(Refusal::new(Reason::FrameUnexpected, "issue_response.result is not a workload's SVID")),
     }
 }
 

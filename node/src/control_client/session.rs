@@ -14,13 +14,14 @@ use warren_proto::certificate::CLOCK_SKEW;
 use warren_proto::codec::{MAX_CONTROL_FRAME, MAX_NODE_FRAME};
 use warren_proto::peer_map::{Generation, MAX_SCOPE_BYTES};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::{PROTOCOL_VERSION, READER_VERSION, UnixTime, wire};
+use warren_proto::{PROTOCOL_VERSION, READER_VERSION, UnixTime, WorkloadName, wire};
 
 use super::backoff::Backoff;
 use super::issue::{self, Holder, Issued, TunnelRequest};
 use super::link::{FrameSender, Link};
 use super::tls::{ClientTls, Trust};
 use crate::certificates::key_store::{Chain, NodeIdentity, SigningKey};
+use crate::certificates::svids::Svid;
 use crate::clock::Clock;
 use crate::mesh::{Applied, MeshHandle};
 
@@ -38,6 +39,8 @@ pub enum Wanted {
     Tunnel(TunnelRequest, oneshot::Sender<Result<Issued, Refusal>>),
     /// A new node certificate.
     Node(oneshot::Sender<Result<(SigningKey, Chain), Refusal>>),
+    /// An X.509-SVID to hand to a workload of this host.
+    Svid(WorkloadName, oneshot::Sender<Result<Svid, Refusal>>),
 }
 
 /// How the link is doing, for people and for those who wait for it.
@@ -137,6 +140,7 @@ impl Control {
                 Some(wanted) = self.wanted.recv() => match wanted {
                     Wanted::Tunnel(_, answer) => drop(answer.send(Err(cause.clone()))),
                     Wanted::Node(answer) => drop(answer.send(Err(cause.clone()))),
+                    Wanted::Svid(_, answer) => drop(answer.send(Err(cause.clone()))),
                 },
             }
         }
@@ -274,6 +278,7 @@ impl Control {
                         Ok(key) => issue::node(&link, holder, key).await,
                         Err(refusal) => Err(refusal),
                     })),
+                    Wanted::Svid(workload, answer) => drop(answer.send(issue::svid(&link, &workload, holder).await)),
                 }
             };
             tokio::select! {

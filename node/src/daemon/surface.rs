@@ -1,6 +1,7 @@
 //! What the daemon shows to those who ask: built on demand from the snapshots that the tasks publish, owning nothing.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,19 +18,23 @@ use warren_proto::{SpiffeId, UnixTime, WorkloadName};
 use super::meter::{self, Meter, Sample, node_traffic};
 use super::reload::Reloader;
 use super::tunnel::{TunnelFacts, TunnelStatus};
+use super::whois::Local;
 use crate::certificates::key_store::NodeIdentity;
 use crate::certificates::rotator::Validity;
+use crate::certificates::svids::{Held, Svids};
 use crate::clock::Clock;
 use crate::control_client::issue;
 use crate::control_client::session::LinkState;
 use crate::data_plane::offload::{OffloadState, Offloads};
 use crate::flow_log::FlowLog;
 use crate::local_api::types::{
-    Control, Explanation, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Reloaded, Roamed, Span,
-    Status, Survival, Tunnel, Unknown,
+    Control, Explanation, HeldSvid, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Reloaded, Roamed,
+    Span, Status, Survival, Tunnel, Unknown, WorkloadApi,
 };
 use crate::mesh_view::{Holder, MeshView, OwnInstance};
+use crate::selectors::Assignment;
 use crate::stop::{Stop, Stopper};
+use crate::workload_api;
 
 /// Most lines of drops and unknown keys in one status.
 const MAX_LINES: usize = 100;
@@ -61,6 +66,50 @@ pub struct Surface {
     pub meter: Meter,
     /// Reads the configuration again.
     pub reloader: Reloader,
+    /// Which processes are which workload.
+    pub assignments: Arc<[Assignment]>,
+    /// The Workload API; `None` when it is not served.
+    pub workload_api: Option<Served>,
+}
+
+/// The Workload API as it is served.
+#[derive(Debug)]
+pub struct Served {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The SVIDs.
+    pub svids: Svids,
+    /// What was counted.
+    pub counts: Arc<workload_api::Counts>,
+}
+
+impl Served {
+    fn show(&self, now: UnixTime) -> WorkloadApi {
+        let held = self.svids.held().borrow().clone();
+        let listeners = self.svids.listeners();
+        let line = |(workload, held): (&WorkloadName, &Held)| {
+            let (svid, refusal) = match held {
+                Held::Svid(svid) => (Some(svid), None),
+                Held::Refused(refusal) => (None, Some(refusal.clone())),
+            };
+            HeldSvid {
+                workload: workload.to_string(),
+                serial: svid.map(|svid| hex::encode(svid.certificate.leaf().serial().as_bytes())),
+                validity: svid.map(|svid| {
+                    let not_before = svid.certificate.leaf().not_before();
+                    span(Validity { not_before, not_after: svid.valid_until }, now)
+                }),
+                refusal,
+                watched_by: listeners.get(workload).copied().unwrap_or_default() as u64,
+            }
+        };
+        WorkloadApi {
+            socket: self.socket.display().to_string(),
+            svids: held.iter().map(line).collect(),
+            served: self.counts.served(),
+            refused: self.counts.refused(),
+        }
+    }
 }
 
 impl Surface {
@@ -124,15 +173,18 @@ impl Surface {
             traffic,
             rates: rates.node,
             flows: tunnel.flows as u64,
+            workload_api: self.workload_api.as_ref().map(|served| served.show(now)),
             refusals_sent: workers(|worker| worker.refusals),
             flow_records_lost: workers(|worker| worker.records_lost),
         }
     }
 
-    /// Who has an address, or what addresses a workload has.
+    /// Who has an address, what addresses a workload has, or who a process of this host is.
     pub fn whois(&self, target: &str) -> Result<Holders, Refusal> {
+        if let Some(local) = Local::parse(target) {
+            return self.whois_local(local);
+        }
         let view = self.known()?;
-        let node = self.identity.borrow().node_id.to_string();
         let own = view.own.as_ref().filter(|own| {
             let identity = own.workload.in_domain(&view.knowledge.manifest.trust_domain);
             matches(
@@ -143,16 +195,8 @@ impl Surface {
                 &own.instance.to_string(),
             )
         });
-        let own = own.map(|own| HolderLine {
-            identity: own.workload.in_domain(&view.knowledge.manifest.trust_domain).to_string(),
-            workload: own.workload.to_string(),
-            instance: own.instance.to_string(),
-            node,
-            addresses: own.addresses.iter().collect(),
-            local: true,
-            because: "this node holds the private key of its tunnel certificate".to_owned(),
-            valid_until: own.validity.1.to_string(),
-        });
+        let own =
+            own.and_then(|_| self.own_line("this node holds the private key of its tunnel certificate".to_owned()));
         let mut items: Vec<_> = own.into_iter().collect();
         for peer in view.peers.iter() {
             let addresses: Vec<_> = peer.addresses().iter().collect();
@@ -166,6 +210,31 @@ impl Surface {
                 .hint("a node is told only of peers that some rule links it to; the coordinator knows all: warren workload list"));
         }
         Ok(Holders { items })
+    }
+
+    /// This node's own instance; `None` before it has one.
+    pub(super) fn own_line(&self, because: String) -> Option<HolderLine> {
+        let view = self.view.borrow().clone()?;
+        let own = view.own.as_ref()?;
+        Some(HolderLine {
+            identity: own.workload.in_domain(&view.knowledge.manifest.trust_domain).to_string(),
+            workload: own.workload.to_string(),
+            instance: own.instance.to_string(),
+            node: self.identity.borrow().node_id.to_string(),
+            addresses: own.addresses.iter().collect(),
+            local: true,
+            because,
+            valid_until: own.validity.1.to_string(),
+        })
+    }
+
+    /// Until when the SVID holds that is handed to this workload; `None` when there is none.
+    pub(super) fn svid_end(&self, workload: &WorkloadName) -> Option<String> {
+        let held = self.workload_api.as_ref()?.svids.held().borrow().clone();
+        match held.get(workload)? {
+            Held::Svid(svid) => Some(svid.valid_until.to_string()),
+            Held::Refused(_) => None,
+        }
     }
 
     /// Whether a connection is allowed, by the policy this node holds.

@@ -1,15 +1,14 @@
 //! The answering side.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, chmod};
+use rustix::fs::Mode;
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
 use tracing::{debug, warn};
@@ -19,6 +18,7 @@ use super::MAX_REQUEST;
 use super::types::{Answer, FlowVerdict, Request};
 use crate::daemon::surface::Surface;
 use crate::stop::Stop;
+use crate::unix_socket::Listening;
 
 /// Questions at once: far above what people ask, far below what would hurt.
 const CONNECTIONS: usize = 32;
@@ -27,45 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Most past flows in one answer.
 const MAX_FLOWS: usize = 10_000;
 
-/// The listening socket. Its file goes away with it.
+/// The listening socket.
 #[derive(Debug)]
-pub struct LocalApi {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Drop for LocalApi {
-    fn drop(&mut self) {
-        // A daemon that ends leaves nothing to connect to.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
+pub struct LocalApi(Listening);
 
 impl LocalApi {
-    /// Listens at `path`, for the daemon's user and root only. A socket that nobody listens on any more is replaced; one that
-    /// answers belongs to another daemon and is left alone.
+    /// Listens at `path`, for the daemon's user and root only.
     pub fn bind(path: &Path) -> Result<Self, Refusal> {
-        let failed = |doing: &str, error: std::io::Error| {
-            Refusal::new(Reason::Internal, format!("the local socket {} {doing}: {error}", path.display()))
-                .hint("set socket in warren.yaml to a path in a directory that the daemon may write")
-        };
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| failed("has no directory", error))?;
-        }
-        match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => {
-                let detail = format!("another warren daemon listens at {}", path.display());
-                return Err(Refusal::new(Reason::Conflict, detail).hint("warren down stops it"));
-            }
-            // A plain file refuses connections, too, and is somebody's.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused && is_socket(path) => {
-                std::fs::remove_file(path).map_err(|error| failed("is left over and cannot be removed", error))?;
-            }
-            Err(_) => {}
-        }
-        let listener = UnixListener::bind(path).map_err(|error| failed("cannot be made", error))?;
-        chmod(path, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("cannot be protected", errno.into()))?;
-        Ok(Self { listener, path: path.to_owned() })
+        Listening::bind(path, Mode::RUSR | Mode::WUSR, "socket").map(Self)
     }
 
     /// Answers until told to stop.
@@ -73,8 +42,8 @@ impl LocalApi {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let stream = tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                accepted = self.0.accept() => match accepted {
+                    Ok(stream) => stream,
                     Err(error) => {
                         warn!("the local socket does not accept: {error}");
                         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -96,11 +65,7 @@ impl LocalApi {
     }
 }
 
-fn is_socket(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-}
-
-async fn serve(stream: UnixStream, surface: &Surface, stop: &Stop) {
+async fn serve(stream: UnixStream, surface: &Arc<Surface>, stop: &Stop) {
     let permitted = may_ask(&stream);
     let (receive, mut send) = stream.into_split();
     if let Err(refusal) = permitted {
@@ -156,13 +121,19 @@ async fn read_request(receive: &mut BufReader<OwnedReadHalf>) -> Result<Request,
 
 async fn answer(
     request: &Request,
-    surface: &Surface,
+    surface: &Arc<Surface>,
     receive: &mut BufReader<OwnedReadHalf>,
     send: &mut OwnedWriteHalf,
 ) -> std::io::Result<()> {
     match request {
         Request::Status => reply(send, &ok(&surface.status().await)).await,
-        Request::Whois { target } => reply(send, &result(surface.whois(target))).await,
+        Request::Whois { target } => {
+            let (asked, target) = (surface.clone(), target.clone());
+            // It may read much of /proc.
+            let answered = tokio::task::spawn_blocking(move || asked.whois(&target)).await;
+            let crashed = |error| Err(Refusal::new(Reason::Internal, format!("the answer crashed: {error}")));
+            reply(send, &result(answered.unwrap_or_else(crashed))).await
+        }
         Request::Why { source, destination, port, protocol } => {
             reply(send, &result(surface.why(source, destination, *port, protocol))).await
         }
@@ -227,20 +198,4 @@ async fn reply(send: &mut OwnedWriteHalf, answer: &Answer) -> std::io::Result<()
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     tokio::time::timeout(PATIENCE, send.write_all(&line)).await.map_err(|_| std::io::ErrorKind::TimedOut)?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_socket_left_over_is_replaced_and_a_file_of_somebody_else_is_not() {
-        let directory = tempfile::tempdir().expect("directory");
-        let path = directory.path().join("warren.sock");
-        drop(std::os::unix::net::UnixListener::bind(&path).expect("left over"));
-        drop(LocalApi::bind(&path).expect("replaced"));
-        std::fs::write(&path, "notes").expect("write");
-        LocalApi::bind(&path).expect_err("refused");
-        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "notes");
-    }
 }

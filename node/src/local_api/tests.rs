@@ -74,6 +74,11 @@ fn rig() -> Rig {
         stopper: Arc::new(stopper),
         started: Duration::ZERO,
         meter: Meter::default(),
+        assignments: format!("shop/web uid={}", rustix::process::geteuid().as_raw())
+            .parse()
+            .map(|entry| [entry].into())
+            .expect("entry"),
+        workload_api: None,
         reloader: Reloader::new(
             Config::default(),
             Box::new(|| Ok(Config::default())),

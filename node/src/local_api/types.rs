@@ -16,9 +16,9 @@ use warren_proto::{Reason, UnixTime};
 pub enum Request {
     /// How the node is doing: [`Status`].
     Status,
-    /// Who has an overlay address, or what addresses a workload has: [`Holders`].
+    /// Who has an overlay address, what addresses a workload has, or who a process of this host is: [`Holders`].
     Whois {
-        /// An overlay address, a workload `<namespace>/<name>`, a SPIFFE ID or an instance id.
+        /// An overlay address, a workload `<namespace>/<name>`, a SPIFFE ID, an instance id, `pid:<number>` or `port:<number>`.
         target: String,
     },
     /// Whether a connection is allowed, and by which rule: [`Explanation`].
@@ -107,9 +107,42 @@ pub struct Status {
     /// Refusals sent, to peers and to local programs: resets, ICMP errors.
     #[serde(default)]
     pub refusals_sent: u64,
+    /// The SPIFFE Workload API, where it is served.
+    #[serde(default)]
+    pub workload_api: Option<WorkloadApi>,
     /// Lines that the flow log should have and does not: they came faster than it takes them.
     #[serde(default)]
     pub flow_records_lost: u64,
+}
+
+/// The SPIFFE Workload API on its socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadApi {
+    /// Where it listens.
+    pub socket: String,
+    /// What was asked for and is held, or is not.
+    pub svids: Vec<HeldSvid>,
+    /// Calls answered since the start.
+    pub served: u64,
+    /// Callers and calls refused since the start.
+    pub refused: u64,
+}
+
+/// A workload's own SVID.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldSvid {
+    /// Whose.
+    pub workload: String,
+    /// Its serial number, hexadecimal.
+    pub serial: Option<String>,
+    /// From when until when.
+    pub validity: Option<Span>,
+    /// Why there is none.
+    pub refusal: Option<Refusal>,
+    /// Calls that wait for its changes.
+    pub watched_by: u64,
 }
 
 /// Inner packets: `in` is what was let into the host, `out` what was sealed for peers.
@@ -310,7 +343,7 @@ pub struct Peer {
     pub addresses: Vec<IpAddr>,
     /// A plain WireGuard device.
     pub plain: bool,
-    /// Its certificate's end, RFC 3339.
+    /// Its certificate's end, RFC 3339; empty where none was asked for.
     pub valid_until: String,
     /// Where datagrams go.
     pub endpoint: Option<SocketAddr>,
@@ -394,7 +427,7 @@ pub struct HolderLine {
     pub identity: String,
     /// `<namespace>/<name>`.
     pub workload: String,
-    /// Its id.
+    /// Its id; empty for a process that may have an SVID and has no instance.
     pub instance: String,
     /// The node it runs on.
     pub node: String,
