@@ -170,8 +170,6 @@ async fn what_the_coordinator_refuses_and_its_absence_are_told_apart() {
     assert!(text.contains("coordinator-unreachable") && text.contains("nobody answers"), "{text}");
     // It is back: whoever asks again is served.
     api.link.send_replace(up());
-    let mut links = api.link.subscribe();
-    links.mark_changed();
     loop {
         match api.client().await.fetch_x509_svid().await {
             Ok(svid) => break assert!(svid.spiffe_id().to_string().ends_with("banking-api")),
