@@ -201,10 +201,8 @@ mod tests {
 
         // Another process connects and goes away; its end of the connection lives on in nobody.
         let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\nsys.stdin.read()\n";
-        let mut child = match Command::new("python3").args(["-c", script]).arg(&path).stdin(Stdio::piped()).spawn() {
-            Ok(child) => child,
-            Err(_) => return,
-        };
+        let spawned = Command::new("python3").args(["-c", script]).arg(&path).stdin(Stdio::piped()).spawn();
+        let Ok(mut child) = spawned else { return };
         let (stream, _) = listener.accept().await.expect("accept");
         let caller = Caller::of(&stream).expect("caller");
         assert_eq!(caller.identify().expect("alive").pid, i32::try_from(child.id()).expect("pid"));
