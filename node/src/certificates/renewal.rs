@@ -69,14 +69,14 @@ impl Due {
         Self { at: UnixTime(0), failures: 0, issued: None, hastened: UnixTime(0) }
     }
 
-    pub(super) fn at(validity: Validity) -> Self {
+    fn at(validity: Validity) -> Self {
         let issued = validity.not_before.plus(CLOCK_SKEW);
         Self { at: validity.renew_at(rand::random()), failures: 0, issued: Some(issued), hastened: UnixTime(0) }
     }
 
     /// What has taken its place. The word that it was renewed at has been followed, even if the new one was issued within the
     /// same second.
-    fn renewed(&self, validity: Validity) -> Self {
+    pub(super) fn renewed(&self, validity: Validity) -> Self {
         Self { hastened: self.hastened, ..Self::at(validity) }
     }
 

@@ -270,7 +270,7 @@ impl SvidKeeper {
             Ok(svid) => {
                 let leaf = svid.certificate.leaf();
                 info!(%workload, until = %svid.valid_until, "SVID issued");
-                *due = Due::at(Validity { not_before: leaf.not_before(), not_after: svid.valid_until });
+                *due = due.renewed(Validity { not_before: leaf.not_before(), not_after: svid.valid_until });
                 snapshot.insert(workload, Held::Svid(Arc::new(svid)));
             }
             Err(refusal) => {
