@@ -166,6 +166,7 @@ pub fn netns_of(file: &Path) -> Option<NetnsId> {
 mod tests {
     use std::process::{Command, Stdio};
 
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
     use tokio::net::UnixListener;
 
     use super::*;
@@ -207,6 +208,10 @@ mod tests {
         let caller = Caller::of(&stream).expect("caller");
         assert_eq!(caller.identify().expect("alive").pid, i32::try_from(child.id()).expect("pid"));
         drop(child.stdin.take());
+        // Ended and not yet waited for: its number is still its own, and `/proc` still shows it.
+        let number = Pid::from_child(&child);
+        waitid(WaitId::Pid(number), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("ended");
+        assert_eq!(caller.identify().expect_err("gone").reason, Reason::CallerGone);
         child.wait().expect("ended");
         assert_eq!(caller.identify().expect_err("gone").reason, Reason::CallerGone);
         assert_eq!(Caller::of(&stream).expect_err("gone").reason, Reason::CallerGone);
