@@ -79,6 +79,9 @@ impl Caller {
     }
 }
 
+/// What whoever asks for a certificate must still be in the very state that it is planned on.
+pub type Standing<'a> = &'a (dyn Fn(&State) -> Result<(), Refusal> + Sync);
+
 /// The handle to all commands and to the published state.
 pub struct Registry {
     store: Arc<dyn Store>,

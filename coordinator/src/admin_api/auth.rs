@@ -117,6 +117,12 @@ impl<R> Authorized<R> {
         ))
     }
 
+    /// Refuses what is for the CA's administrators only, where another role may do the rest of an operation.
+    pub(super) fn may_change_ca(&self) -> Result<(), Refusal> {
+        self.may_change_mesh()?;
+        check_role(&self.token, Role::CaAdmin)
+    }
+
     /// The same for identities.
     pub(super) fn may_change<'a>(&self, workloads: impl IntoIterator<Item = &'a WorkloadName>) -> Result<(), Refusal> {
         workloads.into_iter().try_for_each(|workload| self.may_change_namespace(workload.namespace()))
@@ -146,11 +152,7 @@ impl<R: Required> FromRequestParts<Api> for Authorized<R> {
                 .hint("warren admin claim --first-run-token-file FILE > admin.token")
                 .into());
         }
-        if !covers(token.role, R::ROLE) {
-            let detail =
-                format!("the token {} is a {}'s; this takes a {}", token.name, name(token.role), name(R::ROLE));
-            return Err(Refusal::new(Reason::NotPermitted, detail).into());
-        }
+        check_role(&token, R::ROLE)?;
         Ok(Self { token, role: PhantomData })
     }
 }
@@ -167,6 +169,14 @@ impl FromRequestParts<Api> for FirstRun {
         }
         Ok(Self { token })
     }
+}
+
+fn check_role(token: &AdminToken, required: Role) -> Result<(), Refusal> {
+    if covers(token.role, required) {
+        return Ok(());
+    }
+    let detail = format!("the token {} is a {}'s; this takes a {}", token.name, name(token.role), name(required));
+    Err(Refusal::new(Reason::NotPermitted, detail))
 }
 
 /// Every role reads; the CA's administrator does everything; the others do their own.

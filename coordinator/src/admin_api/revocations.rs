@@ -63,9 +63,9 @@ fn check(api: &Api, operator: &Authorized<Operator>, target: &RevocationTarget) 
             operator.may_change([&instance.workload])
         }
         RevocationTarget::Identity(workload) => operator.may_change([workload]),
-        RevocationTarget::Certificate { .. } | RevocationTarget::TunnelKey(_) | RevocationTarget::Issuer(_) => {
-            operator.may_change_mesh()
-        }
+        RevocationTarget::Certificate { .. } | RevocationTarget::TunnelKey(_) => operator.may_change_mesh(),
+        // It can end every certificate of the mesh, as a rotation can.
+        RevocationTarget::Issuer(_) => operator.may_change_ca(),
     }
 }
 

@@ -4,27 +4,31 @@ use std::sync::Arc;
 
 use warren_proto::certificate::Capabilities;
 use warren_proto::codec::MAX_ENROL_FRAME;
+use warren_proto::control_trust::TrustedNode;
 use warren_proto::possession::{self, TunnelKeyClaim};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, UnixTime, wire};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::framing::{Receiver, Sender};
-use super::session::Shared;
+use super::session::{Shared, check_not_revoked};
 use crate::ca::RequesterKey;
 use crate::registry::TunnelRequest;
+use crate::state::State;
 use crate::state::records::Instance;
 
 /// The node at the other end, as its certificate says.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Requester {
     pub(super) node: NodeId,
     /// When the certificate ends that the link was made with. From then on it may be renewed, and nothing else.
     pub(super) ends: UnixTime,
+    /// The certificate and its path: a revocation of either ends what the link may ask for.
+    pub(super) trusted: Arc<TrustedNode>,
 }
 
 impl Requester {
-    pub(super) fn ended(self, now: UnixTime) -> bool {
+    pub(super) fn ended(&self, now: UnixTime) -> bool {
         self.ends <= now
     }
 }
@@ -86,7 +90,7 @@ pub(super) async fn serve(
     stream: (quinn::SendStream, quinn::RecvStream),
 ) -> Result<(), Refusal> {
     let (mut send, mut receive) = (Sender::new(stream.0, MAX_ENROL_FRAME), Receiver::new(stream.1, MAX_ENROL_FRAME));
-    let (result, refused) = match converse(&shared, &connection, requester, &mut send, &mut receive).await {
+    let (result, refused) = match converse(&shared, &connection, &requester, &mut send, &mut receive).await {
         Ok(result) => (result, None),
         Err(refusal) => {
             // Named before it is answered: who takes no answer must not stay unnamed.
@@ -103,7 +107,7 @@ pub(super) async fn serve(
 async fn converse(
     shared: &Shared,
     connection: &quinn::Connection,
-    requester: Requester,
+    requester: &Requester,
     send: &mut Sender,
     receive: &mut Receiver,
 ) -> Result<wire::issue_response::Result, Refusal> {
@@ -120,10 +124,12 @@ async fn converse(
         return Err(Refusal::new(Reason::RateLimited, "this node asks for too many certificates"));
     }
     let registry = &shared.registry;
+    // Between the challenge and this answer lies as long as the node likes.
+    let standing = |state: &State| check_not_revoked(state, &requester.trusted);
     match request.request {
         Some(wire::issue_request::Request::Node(request)) => {
             let key = proven_key(&challenge, &exporter, &request.csr, &request.possession)?;
-            let renewed = registry.renew_node(requester.node, requester.ends, &key).await?;
+            let renewed = registry.renew_node(requester.node, requester.ends, &key, &standing).await?;
             Ok(wire::issue_response::Result::Node(certificate_chain(renewed.chain)))
         }
         Some(wire::issue_request::Request::Tunnel(_)) if requester.ended(registry.now()) => {
@@ -131,7 +137,7 @@ async fn converse(
         }
         Some(wire::issue_request::Request::Tunnel(request)) => {
             let request = check_tunnel(&request, &challenge, &exporter, requester.node)?;
-            let instance = registry.issue_tunnel(request).await?;
+            let instance = registry.issue_tunnel(request, &standing).await?;
             tracing::info!(node = %instance.node, instance = %instance.id, workload = %instance.workload, "issued");
             issued(&instance).map(wire::issue_response::Result::Tunnel)
         }
@@ -142,7 +148,7 @@ async fn converse(
             let malformed = |error| Refusal::new(Reason::FrameMalformed, format!("workload: {error}"));
             let workload = request.workload.parse().map_err(malformed)?;
             let key = proven_key(&challenge, &exporter, &request.csr, &request.possession)?;
-            let chain = registry.issue_svid(requester.node, &workload, &key).await?;
+            let chain = registry.issue_svid(requester.node, &workload, &key, &standing).await?;
             tracing::info!(node = %requester.node, %workload, "issued a workload's SVID");
             Ok(wire::issue_response::Result::Svid(certificate_chain(chain)))
         }

@@ -121,7 +121,8 @@ async fn run(
 ) -> Result<(), Refusal> {
     let node = trusted.certificate.node();
     check_trusted(shared, trusted)?;
-    let requester = Requester { node, ends: trusted.certificate.leaf().not_after() };
+    let requester =
+        Requester { node, ends: trusted.certificate.leaf().not_after(), trusted: Arc::new(trusted.clone()) };
     let late = || Refusal::new(Reason::FrameUnexpected, "no Hello came in time");
     let opened = timeout(HELLO, connection.accept_bi()).await.map_err(|_| late())?;
     let (send, receive) = opened.map_err(|error| lost(&error))?;
@@ -176,7 +177,7 @@ fn check_trusted(shared: &Shared, trusted: &TrustedNode) -> Result<(), Refusal> 
     check_not_revoked(&state, trusted)
 }
 
-fn check_not_revoked(state: &State, trusted: &TrustedNode) -> Result<(), Refusal> {
+pub(super) fn check_not_revoked(state: &State, trusted: &TrustedNode) -> Result<(), Refusal> {
     let leaf = trusted.certificate.leaf();
     let covered = trusted.path.issuer_key_ids().find_map(|issuer| {
         state.revoked.covers(warren_proto::peer_map::Subject {
@@ -313,8 +314,8 @@ impl Session {
         };
         Self {
             shared: Arc::clone(shared),
-            requester,
             only_renews: requester.ended(now),
+            requester,
             trusted: trusted.clone(),
             roots,
             attached,
@@ -362,7 +363,7 @@ impl Session {
                 stream = connection.accept_bi() => {
                     let stream = stream.map_err(|error| lost(&error))?;
                     let shared = Arc::clone(&self.shared);
-                    issuances.spawn(issue(shared, connection.clone(), self.requester, stream));
+                    issuances.spawn(issue(shared, connection.clone(), self.requester.clone(), stream));
                 }
                 Some(_) = issuances.join_next() => {}
                 () = self.attached.mark.woken() => {

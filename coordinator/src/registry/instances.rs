@@ -10,7 +10,7 @@ use warren_proto::{InstanceId, NodeId, UnixTime, WorkloadName};
 
 use super::nodes::{admitted_node, certificate_key, key_hash, key_in_use};
 use super::tokens::check_match;
-use super::{Caller, Entry, Plan, Registry, Transaction, allocation};
+use super::{Caller, Entry, Plan, Registry, Standing, Transaction, allocation};
 use crate::ca::{RequesterKey, TunnelTerms};
 use crate::state::records::{
     AddressLease, Der, Hex32, Instance, KeyOwner, KeyUse, MeshSettings, Node, TunnelCertificate,
@@ -51,7 +51,8 @@ impl Registry {
     /// certificate leaves only after it.
     ///
     /// The same request repeated (same keys; the answer may have been lost) is answered with the same certificate.
-    pub async fn issue_tunnel(&self, request: TunnelRequest) -> Result<Instance, Refusal> {
+    /// `standing` is asked of the state that the certificate is planned on: whoever asks must not be revoked by then.
+    pub async fn issue_tunnel(&self, request: TunnelRequest, standing: Standing<'_>) -> Result<Instance, Refusal> {
         let fresh = InstanceId::from_bytes(rand::random());
         let random: u64 = rand::random();
         let key_sha256 = key_hash(&request.key);
@@ -59,6 +60,7 @@ impl Registry {
         self.change(&caller, |state, now| {
             let settings = state.settings()?;
             let node = admitted_node(state, request.node)?;
+            standing(state)?;
             check_identity(node, &request.workload)?;
             if let Some(same) = issued_before(state, &request, key_sha256, now) {
                 return Ok(Plan::Answer(same.value.clone()));

@@ -10,7 +10,7 @@ use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{NodeId, UnixTime, WorkloadName};
 
 use super::tokens::check_match;
-use super::{Caller, Entry, Plan, Registry, Transaction};
+use super::{Caller, Entry, Plan, Registry, Standing, Transaction};
 use crate::attestation::Attested;
 use crate::ca::{IssuedNode, RequesterKey};
 use crate::state::records::{Hex32, JoinTokenRecord, KeyOwner, KeyUse, Node, NodeAttestation, NodeCertificate};
@@ -135,12 +135,20 @@ impl Registry {
 
     /// A new certificate for a node that has shown one at its link. `ends` is when that one ends: with one that has
     /// ended, only the newest key that was certified for the node is renewed, so that the key of a certificate long
-    /// superseded opens nothing.
-    pub async fn renew_node(&self, id: NodeId, ends: UnixTime, key: &RequesterKey) -> Result<EnrolledNode, Refusal> {
+    /// superseded opens nothing. `standing` is asked of the state that the new certificate is planned on: what was
+    /// revoked meanwhile renews nothing, however early it began to ask.
+    pub async fn renew_node(
+        &self,
+        id: NodeId,
+        ends: UnixTime,
+        key: &RequesterKey,
+        standing: Standing<'_>,
+    ) -> Result<EnrolledNode, Refusal> {
         let key_sha256 = key_hash(key);
         let caller = Caller::new(format!("node:{id}"));
         self.change(&caller, |state, now| {
             let known = admitted_node(state, id)?;
+            standing(state)?;
             let ended = ends <= now || known.certificate.not_after <= now;
             if ended && key_sha256 != known.certificate.key_sha256.0 {
                 return Err(Refusal::new(

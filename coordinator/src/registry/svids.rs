@@ -12,7 +12,7 @@ use warren_proto::{NodeId, WorkloadName};
 
 use super::instances::check_identity;
 use super::nodes::{admitted_node, certificate_key, key_hash, key_in_use};
-use super::{Caller, Entry, Plan, Registry, Transaction};
+use super::{Caller, Entry, Plan, Registry, Standing, Transaction};
 use crate::ca::RequesterKey;
 use crate::state::Key;
 use crate::state::records::{KeyOwner, KeyUse};
@@ -22,7 +22,7 @@ pub const SVID_LIFETIME: Duration = Duration::from_secs(3600);
 
 impl Registry {
     /// Issues an X.509-SVID of `workload` to `node`, whose possession of `key` is proven: DER, leaf first, the root left
-    /// out. The key and the audit row are one commit, and the certificate leaves only after it.
+    /// out. `standing` is asked of the state that it is planned on, as for a tunnel certificate. The key and the audit row are one commit, and the certificate leaves only after it.
     ///
     /// # Errors
     /// [`Reason::IdentityNotAllowed`] for an identity that the node may not hold, [`Reason::KeyInUse`] for a key that was
@@ -32,12 +32,14 @@ impl Registry {
         node: NodeId,
         workload: &WorkloadName,
         key: &RequesterKey,
+        standing: Standing<'_>,
     ) -> Result<Vec<Vec<u8>>, Refusal> {
         let name = certificate_key(key_hash(key));
         let caller = Caller::new(format!("node:{node}"));
         self.change(&caller, |state, now| {
             let settings = state.settings()?;
             let holder = admitted_node(state, node)?;
+            standing(state)?;
             check_identity(holder, workload)?;
             if state.keys.get(&name).is_some() {
                 return Err(key_in_use("the certificate request's key"));

@@ -129,14 +129,17 @@ impl Mesh {
 
     async fn issue(&self, node: NodeId, workload: &str, keys: &Keys, instance: Option<InstanceId>) -> Issued {
         self.registry
-            .issue_tunnel(TunnelRequest {
-                node,
-                workload: workload.parse().expect("name"),
-                instance,
-                key: requester(&keys.certificate),
-                tunnel_key: keys.tunnel,
-                capabilities: Capabilities::NONE,
-            })
+            .issue_tunnel(
+                TunnelRequest {
+                    node,
+                    workload: workload.parse().expect("name"),
+                    instance,
+                    key: requester(&keys.certificate),
+                    tunnel_key: keys.tunnel,
+                    capabilities: Capabilities::NONE,
+                },
+                &|_| Ok(()),
+            )
             .await
     }
 }
@@ -338,12 +341,18 @@ async fn an_ended_node_renews_with_its_own_key_for_a_week_and_not_after() {
     let ends = node.certificate.not_after;
     let other = KeyPair::generate().expect("key");
     mesh.pass(8 * DAY);
-    assert_eq!(reason(mesh.registry.renew_node(node.id, ends, &requester(&other)).await), Reason::RenewalTooLate);
-    let renewed = mesh.registry.renew_node(node.id, ends, &requester(&key)).await.expect("renewed");
+    assert_eq!(
+        reason(mesh.registry.renew_node(node.id, ends, &requester(&other), &|_| Ok(())).await),
+        Reason::RenewalTooLate
+    );
+    let renewed = mesh.registry.renew_node(node.id, ends, &requester(&key), &|_| Ok(())).await.expect("renewed");
     assert!(renewed.node.certificate.not_after > mesh.registry.now());
     mesh.pass(15 * DAY);
     let ends = renewed.node.certificate.not_after;
-    assert_eq!(reason(mesh.registry.renew_node(node.id, ends, &requester(&key)).await), Reason::RenewalTooLate);
+    assert_eq!(
+        reason(mesh.registry.renew_node(node.id, ends, &requester(&key), &|_| Ok(())).await),
+        Reason::RenewalTooLate
+    );
 }
 
 #[tokio::test]
@@ -353,16 +362,22 @@ async fn a_superseded_certificate_that_has_ended_renews_nothing() {
     let (old, new, thief) = (old.expect("key"), new.expect("key"), thief.expect("key"));
     let node = mesh.enrol(&mesh.token(1, &["shop/web"]).await, &old).await.expect("enrolled").node;
     mesh.pass(4 * DAY);
-    let present = mesh.registry.renew_node(node.id, node.certificate.not_after, &requester(&new)).await;
+    let present = mesh.registry.renew_node(node.id, node.certificate.not_after, &requester(&new), &|_| Ok(())).await;
     let present = present.expect("renewed").node.certificate;
     mesh.pass(4 * DAY);
     // Whoever has the old key has what ended a day ago; the node itself has a certificate in date.
     let ended = node.certificate.not_after;
     assert!(ended < mesh.registry.now() && mesh.registry.now() < present.not_after);
     for key in [&thief, &old] {
-        assert_eq!(reason(mesh.registry.renew_node(node.id, ended, &requester(key)).await), Reason::RenewalTooLate);
+        assert_eq!(
+            reason(mesh.registry.renew_node(node.id, ended, &requester(key), &|_| Ok(())).await),
+            Reason::RenewalTooLate
+        );
     }
-    mesh.registry.renew_node(node.id, present.not_after, &requester(&thief)).await.expect("any key while in date");
+    mesh.registry
+        .renew_node(node.id, present.not_after, &requester(&thief), &|_| Ok(()))
+        .await
+        .expect("any key while in date");
 }
 
 #[tokio::test]

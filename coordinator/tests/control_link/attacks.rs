@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SigningKey};
 use warren_coordinator::registry::{Caller, NewRegistration, Revoke};
 use warren_proto::admin::{AttestorSettings, CertificateIssuer};
@@ -10,7 +11,10 @@ use warren_proto::peer_map::Generation;
 use warren_proto::possession::certificate_evidence_input;
 use warren_proto::{ALPN_CONTROL, ALPN_ENROL, PROTOCOL_VERSION, Reason, wire};
 
-use super::client::{Dial, EnrolAttempt, Frames, Identity, Link, Node, TunnelKeys, closed, node_frame, reason};
+use super::client::{
+    Dial, EnrolAttempt, Frames, Identity, IssueAttempt, Link, Node, RequestAttempt, TunnelKeys, closed, node_frame,
+    reason,
+};
 use super::mesh::Mesh;
 
 /// How the coordinator ends a connection whose certificate it refuses: in or right after the handshake.
@@ -255,6 +259,34 @@ async fn a_link_ends_when_its_certificate_or_its_issuer_is_revoked() {
     assert!(closed(&second.connection).await.starts_with("revoked"));
 }
 
+/// Who holds a stolen node certificate parks a request at its challenge, learns by the revocation itself that time is up, and
+/// then answers the challenge.
+#[tokio::test]
+async fn a_request_that_waited_at_its_challenge_outlives_no_revocation_of_its_certificate() {
+    let mesh = Mesh::new().await;
+    let mut node = Node::with_token(&mesh, &["shop/web"]).await;
+    let certificate = mesh.registry.state().nodes.get(&node.id).unwrap().certificate.clone();
+    let link = node.connect(&mesh).await;
+    let keys = TunnelKeys::new();
+    let tunnel = IssueAttempt::begin(&link.connection, "shop/web", None, &keys).await;
+    let new = KeyPair::generate().unwrap();
+    let renewal = RequestAttempt::renewal(&link.connection, &new).await;
+    let serial =
+        Revoke::Certificate { issuer_key_id: certificate.issuer_key_id.clone(), serial: certificate.serial.clone() };
+    mesh.registry.revoke(&Caller::new("test"), serial).await.unwrap();
+    // Refused by name, or the link was gone first: whichever comes, nothing was issued.
+    let attempts = futures_util::future::join(
+        std::panic::AssertUnwindSafe(tunnel.finish()).catch_unwind(),
+        std::panic::AssertUnwindSafe(renewal.finish()).catch_unwind(),
+    );
+    let (tunnel, renewal) = attempts.await;
+    assert!(!matches!(tunnel, Ok(Ok(_))), "a tunnel certificate for a revoked node certificate");
+    assert!(!matches!(renewal, Ok(Ok(_))), "a node certificate for a revoked one");
+    let state = mesh.registry.state();
+    assert!(state.instances.is_empty());
+    assert_eq!(state.nodes.get(&node.id).unwrap().certificate.serial, certificate.serial);
+}
+
 #[tokio::test]
 async fn a_link_ends_with_the_certificate_that_it_was_made_with() {
     let mesh = Mesh::new().await;
@@ -267,7 +299,7 @@ async fn a_link_ends_with_the_certificate_that_it_was_made_with() {
     // The link may have been closed before the question is answered.
     let connection = link.connection.clone();
     let asked = std::panic::AssertUnwindSafe(link.issue("shop/web", None));
-    match futures_util::FutureExt::catch_unwind(asked).await.map(reason) {
+    match asked.catch_unwind().await.map(reason) {
         Ok(refused) => assert_eq!(refused, Reason::CertificateEnded),
         Err(_) => assert!(connection.close_reason().is_some(), "no answer on a link that is open"),
     }

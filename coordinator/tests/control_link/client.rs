@@ -491,9 +491,7 @@ impl IssueAttempt {
 
 /// Asks for a new node certificate with a new key.
 pub(crate) async fn renew(connection: &Connection, key: &KeyPair) -> Result<Vec<Vec<u8>>, Refusal> {
-    let request =
-        |csr, possession| wire::issue_request::Request::Node(wire::NodeCertificateRequest { csr, possession });
-    match ask(connection, key, request).await? {
+    match RequestAttempt::renewal(connection, key).await.finish().await? {
         wire::issue_response::Result::Node(chain) => Ok(chain.certificates),
         other => panic!("another certificate for a node request: {other:?}"),
     }
@@ -511,29 +509,47 @@ pub(crate) async fn svid(
         let request = wire::WorkloadSvidRequest { workload: workload.to_owned(), csr, possession };
         wire::issue_request::Request::Svid(request)
     };
-    match ask(connection, key, request).await? {
+    match RequestAttempt::begin(connection, key, request).await.finish().await? {
         wire::issue_response::Result::Svid(chain) => Ok(chain.certificates),
         other => panic!("another certificate for an SVID request: {other:?}"),
     }
 }
 
-/// One issuance over `key`; `request` is made from the certificate request and the proof of possession.
-async fn ask(
-    connection: &Connection,
-    key: &KeyPair,
-    request: impl FnOnce(Vec<u8>, Vec<u8>) -> wire::issue_request::Request,
-) -> Result<wire::issue_response::Result, Refusal> {
-    let mut frames = Frames::open(connection).await;
-    frames.send(&wire::IssueBegin { version: PROTOCOL_VERSION }).await;
-    let challenge: wire::Challenge = frames.next().await.unwrap();
-    let challenge = possession::Challenge::try_from(&challenge).unwrap();
-    let csr = csr(key);
-    let input = possession::issue_input(&challenge.nonce, &exporter(connection), &csr);
-    let request = Some(request(csr, key.sign(&input).unwrap()));
-    frames.send(&wire::IssueRequest { request }).await;
-    match frames.next::<wire::IssueResponse>().await.expect("an answer").result.unwrap() {
-        wire::issue_response::Result::Refused(refused) => Err(refused.into()),
-        result => Ok(result),
+/// One issuance over a key alone, challenged and not yet asked for.
+pub(crate) struct RequestAttempt {
+    frames: Frames,
+    request: wire::issue_request::Request,
+}
+
+impl RequestAttempt {
+    /// `request` is made from the certificate request and the proof of possession.
+    pub(crate) async fn begin(
+        connection: &Connection,
+        key: &KeyPair,
+        request: impl FnOnce(Vec<u8>, Vec<u8>) -> wire::issue_request::Request,
+    ) -> Self {
+        let mut frames = Frames::open(connection).await;
+        frames.send(&wire::IssueBegin { version: PROTOCOL_VERSION }).await;
+        let challenge: wire::Challenge = frames.next().await.unwrap();
+        let challenge = possession::Challenge::try_from(&challenge).unwrap();
+        let csr = csr(key);
+        let input = possession::issue_input(&challenge.nonce, &exporter(connection), &csr);
+        Self { frames, request: request(csr, key.sign(&input).unwrap()) }
+    }
+
+    /// A new node certificate.
+    pub(crate) async fn renewal(connection: &Connection, key: &KeyPair) -> Self {
+        let request =
+            |csr, possession| wire::issue_request::Request::Node(wire::NodeCertificateRequest { csr, possession });
+        Self::begin(connection, key, request).await
+    }
+
+    pub(crate) async fn finish(mut self) -> Result<wire::issue_response::Result, Refusal> {
+        self.frames.send(&wire::IssueRequest { request: Some(self.request) }).await;
+        match self.frames.next::<wire::IssueResponse>().await.expect("an answer").result.unwrap() {
+            wire::issue_response::Result::Refused(refused) => Err(refused.into()),
+            result => Ok(result),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         claim("clocks::a_clock_set_back_revives_no_certificate_that_had_ended", set_back),
         claim("clocks::a_clock_set_ahead_ends_the_nodes_closed_and_is_named", set_ahead),
+        claim("clocks::a_node_whose_instance_was_forgotten_while_it_was_away_gets_a_new_one", away_for_days),
         claim("clocks::a_coordinator_whose_clock_is_set_back_revives_no_token", coordinator_set_back),
     ]
 }
@@ -34,6 +35,10 @@ const SILENCE: Duration = Duration::from_secs(2);
 const OPTIONS: [&str; 4] = ["--certificate-lifetime", "20m", "--heartbeat", "1s"];
 /// Past the time for renewal, before the end; what is issued then is not renewed again before the end of what was issued first.
 const LATE: i64 = 1_000;
+
+/// Longer than the tunnel's certificate and the day for which the coordinator remembers an instance without one; shorter than
+/// the node's certificate.
+const DAYS_AWAY: i64 = 3 * 24 * 3600;
 
 struct Clocked {
     mesh: Mesh,
@@ -144,6 +149,30 @@ fn stays_out(web: &Node, bank: &Node) -> Result<()> {
     let answer = attacker::dial(&web.host, bank.host.at(port), &key, responder, SILENCE)?;
     ensure!(answer.is_none(), "the key of an ended certificate got an answer");
     eventually("the ended key is counted", IN_FORCE, || Ok(drops(bank, "unknown-key")? > before))
+}
+
+fn away_for_days() -> Result<()> {
+    let Some(library) = library()? else { return Ok(()) };
+    let Clocked { mut mesh, mut web, mut bank, central, webs, banks } = clocked(&library, &OPTIONS)?;
+    let before = web.say(&["status", "-o", "json"])?.expect(0)?.json()?;
+    let id = before["instances"][0]["id"].as_str().context("no instance in status")?.to_owned();
+    web.stop()?;
+    bank.stop()?;
+    mesh.coordinator.stop()?;
+    for clock in [&central, &webs, &banks] {
+        clock.set(DAYS_AWAY)?;
+    }
+    mesh.coordinator.start()?;
+    // What the coordinator does by itself a day after the instance's last certificate ended, or has done at its start.
+    let forgotten = mesh.coordinator.say(&["node", "forget-instance", &id])?;
+    ensure!(forgotten.code == Some(0) || forgotten.stderr.contains("no instance"), "{forgotten:?}");
+    bank.start()?;
+    serve(&bank)?;
+    web.start()?;
+    wait_until_allowed(&web, &bank)?;
+    let after = web.say(&["status", "-o", "json"])?.expect(0)?.json()?;
+    ensure!(after["instances"][0]["id"] != id.as_str(), "the forgotten instance: {after:#}");
+    Ok(())
 }
 
 fn set_ahead() -> Result<()> {

@@ -17,7 +17,7 @@ use super::key_store::{Instance, KeyStore, NodeIdentity, StoredBundle, TunnelIde
 use super::rotator::{Validity, retry_after};
 use crate::clock::Clock;
 use crate::config::SuiteChoice;
-use crate::control_client::issue::{TunnelRequest, node_validity};
+use crate::control_client::issue::{Issued, TunnelRequest, node_validity};
 use crate::control_client::session::{LinkState, Wanted};
 use crate::mesh::MeshHandle;
 use crate::state_dir::{StateDir, StateError};
@@ -192,13 +192,14 @@ impl Renewal {
         if let Some(other) = held {
             warn!(was = %other.workload, is = %workload, "this node runs another workload now: it gets a new instance");
         }
-        let request = TunnelRequest {
-            workload: workload.clone(),
-            instance: self.instance.as_ref().map(|instance| instance.id),
-            capabilities: self.capabilities,
+        let issued = match self.ask_tunnel(&workload).await {
+            // A host that was away for longer than its certificates and a day: the coordinator has forgotten its instance.
+            Err(refusal) if refusal.reason == Reason::NotFound && self.instance.take().is_some() => {
+                warn!(%refusal, "the coordinator knows this node's instance no more: it gets a new one");
+                self.ask_tunnel(&workload).await?
+            }
+            answer => answer?,
         };
-        let (answer, receive) = oneshot::channel();
-        let issued = self.ask(Wanted::Tunnel(request, answer), receive).await?;
         let now = self.clock.now().unix;
         let earlier = self.instance.as_ref().map(|instance| instance.identities.clone()).unwrap_or_default();
         let still_good =
@@ -215,6 +216,16 @@ impl Renewal {
         self.instance = Some(instance.clone());
         self.mesh.instance(instance).await;
         Ok(validity)
+    }
+
+    async fn ask_tunnel(&mut self, workload: &WorkloadName) -> Result<Issued, Refusal> {
+        let request = TunnelRequest {
+            workload: workload.clone(),
+            instance: self.instance.as_ref().map(|instance| instance.id),
+            capabilities: self.capabilities,
+        };
+        let (answer, receive) = oneshot::channel();
+        self.ask(Wanted::Tunnel(request, answer), receive).await
     }
 
     async fn renew_node(&mut self) -> Result<Validity, Refusal> {

@@ -120,7 +120,7 @@ impl<'a> Supervisor<'a> {
         if let Some(exit) = self.enrol().await? {
             return Ok(exit);
         }
-        self.node = Some(self.spawn(&["up", "--until-parent-ends"])?);
+        self.node = Some(self.spawn(&["up", "--until-parent-ends", &std::process::id().to_string()])?);
         if let Some(exit) = self.ready().await? {
             return Ok(exit);
         }
@@ -186,8 +186,9 @@ impl<'a> Supervisor<'a> {
                     };
                 },
                 signal = self.signals.next() => {
-                    let _ = kill_process(enrolling, Signal::TERM);
+                    // A terminal's new size, for one, ends nothing.
                     if let Some(exit) = ends(signal) {
+                        let _ = kill_process(enrolling, Signal::TERM);
                         return Ok(Some(exit));
                     }
                 }
@@ -238,7 +239,7 @@ impl<'a> Supervisor<'a> {
     /// Starts the program in a process group of its own, with the terminal if we have it.
     fn start_program(&self) -> Result<Pid, Failure> {
         let mut command = Command::new(&self.program);
-        command.arg("launch").process_group(0);
+        command.args(["launch", "--parent", &std::process::id().to_string()]).process_group(0);
         if let Some(user) = &self.arguments.user {
             command.arg("--user").arg(user.to_string());
         }

@@ -1,7 +1,6 @@
 //! `warren up`: the node daemon, in the foreground.
 
-use rustix::process::{Signal, set_parent_process_death_signal};
-
+use super::run::launch::end_with;
 use super::{Context, Exit, Failure, Outcome, config};
 use crate::daemon::reload::Reread;
 use crate::{daemon, telemetry};
@@ -18,13 +17,13 @@ Examples:
   warren status --check ready              from another terminal")]
 pub(super) struct Arguments {
     /// Stop when the process that started this one ends, as under `warren run`.
-    #[arg(long, hide = true)]
-    until_parent_ends: bool,
+    #[arg(long, hide = true, value_name = "PID")]
+    until_parent_ends: Option<u32>,
 }
 
 pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
-    if arguments.until_parent_ends {
-        set_parent_process_death_signal(Some(Signal::TERM)).map_err(|errno| {
+    if let Some(parent) = arguments.until_parent_ends {
+        end_with(parent).map_err(|errno| {
             Failure::new(Exit::Failed, "the end of the process that started this one cannot be watched").cause(&errno)
         })?;
     }

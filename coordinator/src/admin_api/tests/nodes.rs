@@ -48,7 +48,7 @@ impl Fixture {
             tunnel_key,
             capabilities: Capabilities::NONE,
         };
-        self.api.registry().issue_tunnel(request).await.unwrap().id.to_string()
+        self.api.registry().issue_tunnel(request, &|_| Ok(())).await.unwrap().id.to_string()
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::str::FromStr;
 
 use rustix::io::Errno;
-use rustix::process::{Gid, Signal, Uid, set_parent_process_death_signal};
+use rustix::process::{Gid, Pid, Signal, Uid, getppid, set_parent_process_death_signal};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs, set_thread_gid, set_thread_groups, set_thread_uid,
@@ -23,6 +23,9 @@ pub(in crate::cli) struct Arguments {
     /// As in `warren run`.
     #[arg(long)]
     user: Option<User>,
+    /// The wrapper's process.
+    #[arg(long)]
+    parent: u32,
     /// As in `warren run`.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -66,17 +69,25 @@ pub(in crate::cli) fn run(arguments: Arguments) -> Outcome {
         Failure::new(Exit::Program(125), format!("{what}, so the program is not started")).cause(&errno)
     };
     give_up(arguments.user).map_err(|(what, errno)| cannot(what, errno))?;
+    // Should the wrapper be killed, the program does not run on without its tunnel. The kernel forgets this wish with a change
+    // of user, so it comes last.
+    end_with(arguments.parent).map_err(|errno| cannot("the wrapper's end cannot be watched", errno))?;
     let (program, rest) = arguments.command.split_first().ok_or_else(|| Failure::new(Exit::Usage, "no program"))?;
     let error = std::process::Command::new(program).args(rest).exec();
     let exit = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
     Err(Failure::new(Exit::Program(exit), format!("{} cannot be executed", program.display())).cause(&error))
 }
 
+/// Has the kernel end this process when `parent`, which started it, ends.
+pub(in crate::cli) fn end_with(parent: u32) -> Result<(), Errno> {
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // Ended before the kernel knew of the wish: somebody else is the parent now.
+    let is_parent = |pid: Pid| u32::try_from(pid.as_raw_nonzero().get()).is_ok_and(|pid| pid == parent);
+    if getppid().is_some_and(is_parent) { Ok(()) } else { Err(Errno::SRCH) }
+}
+
 /// Leaves nothing that the program could use or regain: not by its user, by a set-uid file, or by file capabilities.
 fn give_up(user: Option<User>) -> Result<(), (&'static str, Errno)> {
-    // Should the wrapper be killed, the program does not run on without its tunnel.
-    set_parent_process_death_signal(Some(Signal::TERM))
-        .map_err(|errno| ("the wrapper's end cannot be watched", errno))?;
     for number in 0..CAPABILITIES {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
             // Unknown to this kernel; or there is no leave to change the set, and none to use what is in it either.
