@@ -192,7 +192,8 @@ fn local_programs_leave_room_to_peers() {
         let _ = open(&table, key(1, UDP, port), Side::Local, START);
     }
     assert_eq!(table.len(), SHARDS * (64 - 64 / LEFT_TO_PEERS));
-    assert!((0..200).all(|port| open(&table, key(2, UDP, port), Side::Peer, START).is_ok()));
+    // Few enough that no shard, whatever the hash, gets more than it has left.
+    assert!((0..40).all(|port| open(&table, key(2, UDP, port), Side::Peer, START).is_ok()));
 }
 
 #[test]
