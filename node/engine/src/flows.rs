@@ -139,6 +139,9 @@ pub struct Flow {
     opened_by: Side,
     /// Generation of the verdict times two, plus one if it was to let pass.
     verdict: AtomicU64,
+    /// Packets of it passed, and its ends have not been told that no more will. A worker's verdict leaves this alone: it may
+    /// come before the sweep of the same generation.
+    is_uncut: AtomicBool,
     /// Monotonic seconds.
     judged: AtomicU32,
     last_seen: AtomicU32,
@@ -163,6 +166,7 @@ impl Flow {
             local,
             opened_by,
             verdict: AtomicU64::new(passing(generation)),
+            is_uncut: AtomicBool::new(true),
             judged: AtomicU32::new(seconds(now)),
             last_seen: AtomicU32::new(seconds(now)),
             tcp: AtomicU8::new(0),
@@ -200,6 +204,9 @@ impl Flow {
     /// Records a verdict of `generation`.
     pub fn set_verdict(&self, generation: Generation, passes: bool, now: Duration) {
         self.judged.store(seconds(now), Ordering::Relaxed);
+        if passes {
+            self.is_uncut.store(true, Ordering::Relaxed);
+        }
         self.verdict.store(if passes { passing(generation) } else { generation << 1 }, Ordering::Release);
     }
 
@@ -275,10 +282,6 @@ impl Flow {
             (true, Side::Peer) => 1,
             (true, Side::Local) => 0,
         }
-    }
-
-    fn passes(&self) -> bool {
-        self.verdict.load(Ordering::Acquire) & 1 == 1
     }
 
     /// What has to be told to both ends when it is cut.
@@ -444,12 +447,11 @@ impl FlowTable {
                     gone.push((entry.hash, Arc::clone(flow)));
                     continue;
                 }
-                let passed = flow.passes();
                 match judge(flow) {
                     Ok(()) => flow.set_verdict(generation, true, now),
                     Err(reason) => {
                         flow.set_verdict(generation, false, now);
-                        if passed {
+                        if flow.is_uncut.swap(false, Ordering::Relaxed) {
                             cut.push(flow.cut(reason));
                         }
                     }

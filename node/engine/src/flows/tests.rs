@@ -221,6 +221,19 @@ fn a_sweep_cuts_once_and_forgets_the_expired() {
     assert!(table.is_empty());
 }
 
+#[test]
+fn a_flow_that_a_worker_judged_before_the_sweep_is_cut_all_the_same() {
+    let table = FlowTable::new(4096);
+    let flow = open(&table, key(1, TCP, 1), Side::Peer, START).expect("inserted").flow;
+    let judge = |_: &Flow| Err(Reason::NoRule);
+    flow.set_verdict(5, false, START);
+    assert_eq!(table.sweep(5, START, judge).len(), 1);
+    flow.set_verdict(6, false, START);
+    assert!(table.sweep(6, START, judge).is_empty(), "its ends have been told");
+    flow.set_verdict(7, true, START);
+    assert_eq!(table.sweep(8, START, judge).len(), 1, "it passed again meanwhile");
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Open(u16, bool),

@@ -284,6 +284,12 @@ impl LinkState {
         self.owing_since = None;
     }
 
+    /// What a tunnel's own timer does when a handshake is due.
+    #[cfg(test)]
+    pub(crate) fn initiate_unasked(&mut self) -> Option<Vec<u8>> {
+        self.tunnels.last_mut()?.noise.initiate().ok().map(|initiation| initiation.to_vec())
+    }
+
     /// A judged packet of a local program that no worker could seal.
     pub(crate) fn handle_unsent(&mut self, packet: &[u8], out: &mut Outlet, now: Now) {
         self.close_ended(out, now);

@@ -128,6 +128,23 @@ fn control_datagrams_of_a_plain_device_are_dropped_by_name() {
     assert_eq!(plain.world.drops(0, Reason::PlainPeerControl), 1);
 }
 
+/// WireGuard's timers begin a handshake every two minutes, and after silence: nothing on the link asked for it. They read a
+/// clock of their own, so the test begins it in their place.
+#[test]
+fn a_handshake_that_the_tunnels_own_timers_began_is_completed() {
+    let mut plain = Plain::new();
+    plain.node_sends(&inner(17, b"first"));
+    let id = plain.world.link(0);
+    let initiation = plain.world.nodes[0].engine.with_link(id, |link, _| link.initiate_unasked());
+    let initiation = initiation.flatten().expect("a tunnel that may ask");
+    let response = plain.device_takes(&initiation).expect("an answer");
+    plain.node_takes(&response);
+    assert_eq!(plain.world.drops(0, Reason::StaleHandshake), 0);
+    // The device opens what the new session sealed: its confirmation, then this.
+    plain.node_sends(&inner(17, b"second"));
+    assert_eq!(plain.from_node.last(), Some(&inner(17, b"second")));
+}
+
 #[test]
 fn ticking_a_plain_peer_for_a_while_breaks_nothing() {
     let mut plain = Plain::new();

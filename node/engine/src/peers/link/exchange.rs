@@ -107,7 +107,12 @@ impl LinkState {
         now: Now,
     ) -> Result<(), Reason> {
         let (prefix, plain) = (receiver >> 8, self.plain);
-        let Effort::Initiating { begun, .. } = self.effort else { return Err(Reason::StaleHandshake) };
+        let begun = match self.effort {
+            Effort::Initiating { begun, .. } => begun,
+            // A plain device's tunnel renews itself by its own timers (`tick`), and knows what it asked for.
+            _ if plain => now.monotonic,
+            _ => return Err(Reason::StaleHandshake),
+        };
         let tunnel = self.tunnel_mut(prefix).ok_or(Reason::UnknownReceiver)?;
         let confirmation = tunnel.noise.handle_response(message)?;
         tunnel.handshaken = Some(now.monotonic);

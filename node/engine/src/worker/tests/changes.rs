@@ -49,6 +49,23 @@ fn a_policy_change_cuts_live_flows_and_resets_both_ends() {
     }
 }
 
+/// A busy flow's next packet comes between a worker's loading of the new tables and the sweep.
+#[test]
+fn a_connection_in_use_is_reset_at_both_ends_even_where_its_next_packet_is_refused_before_the_sweep() {
+    let mut world = World::new();
+    let [there, _] = between(WEB, API);
+    world.send(WEB, &there.tcp_at(40_000, 8080, SYN, 100, 0, b""));
+    world.send(API, &there.reversed().tcp_at(8080, 40_000, SYN | ACK, 500, 101, b""));
+    world.publish(CLOSED);
+    let late = world.send(WEB, &there.tcp_at(40_000, 8080, ACK, 101, 501, b"hello"));
+    assert!(late.drops.contains(&(API, Reason::PolicyChanged)), "{late:?}");
+    let node = &mut world.nodes[API];
+    for worker in &mut node.workers {
+        worker.begin_batch(&mut node.outbox);
+    }
+    assert_eq!(node.shared.sweep(world.now).len(), 1, "the server's own socket must learn of it");
+}
+
 #[test]
 fn a_cut_udp_flow_stays_cut_while_the_server_goes_on_sending() {
     let mut world = World::new();
