@@ -14,6 +14,7 @@ mod join_tokens;
 mod limits;
 mod nodes;
 mod once;
+mod peers;
 mod policy;
 mod problem;
 mod registrations;
@@ -104,6 +105,8 @@ fn routes() -> OpenApiRouter<Api> {
             .routes(routes!(nodes::get, nodes::forget))
             .routes(routes!(nodes::set_workloads))
             .routes(routes!(nodes::forget_instance))
+            .routes(routes!(peers::list, peers::create))
+            .routes(routes!(peers::get, peers::delete))
             .routes(routes!(workloads::list))
             .routes(routes!(workloads::get))
             .routes(routes!(workloads::list_services))

@@ -38,6 +38,8 @@ const SWEEP: Duration = Duration::from_secs(600);
 const FEED: u64 = 10_000;
 /// How often the CA's own certificates are looked at; they are renewed at half of their life, which is days.
 const RENEWAL: Duration = Duration::from_secs(3600);
+/// How often the certificates of plain devices are looked at: they may live five minutes.
+const PEERS: Duration = Duration::from_secs(20);
 /// How long a clean stop may take in all; systemd would wait longer, nodes need not.
 const STOP: Duration = Duration::from_secs(8);
 
@@ -204,7 +206,7 @@ async fn maintain(registry: Arc<Registry>, clock: Arc<WallClock>, root_file: Pat
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks
     };
-    let (mut floor, mut sweep, mut renewal) = (every(CLOCK), every(SWEEP), every(RENEWAL));
+    let (mut floor, mut sweep, mut renewal, mut peers) = (every(CLOCK), every(SWEEP), every(RENEWAL), every(PEERS));
     let mut authority = registry.authority_moved();
     // A process that was killed may have left it behind.
     keep_root_file(&registry, &root_file);
@@ -221,6 +223,7 @@ async fn maintain(registry: Arc<Registry>, clock: Arc<WallClock>, root_file: Pat
             }
             _ = sweep.tick() => forget(&registry).await,
             _ = renewal.tick() => renew(&registry).await,
+            _ = peers.tick() => renew_peers(&registry).await,
             Ok(()) = authority.changed() => keep_root_file(&registry, &root_file),
         }
     }
@@ -239,6 +242,15 @@ async fn forget(registry: &Registry) {
     }
     if let Err(refusal) = registry.trim_feed(FEED).await {
         tracing::warn!(%refusal, "the store's feed could not be trimmed");
+    }
+}
+
+/// Devices do not ask for their certificates: nobody there knows of them.
+async fn renew_peers(registry: &Registry) {
+    match registry.renew_peers().await {
+        Ok(0) => {}
+        Ok(renewed) => tracing::info!(renewed, "certificates of plain devices were renewed"),
+        Err(refusal) => tracing::warn!(%refusal, "the certificate of a plain device could not be renewed"),
     }
 }
 

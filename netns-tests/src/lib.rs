@@ -7,6 +7,7 @@
 pub mod attacker;
 pub mod bench;
 pub mod capture;
+pub mod device;
 pub mod fake_time;
 pub mod forge;
 pub mod host;

@@ -8,6 +8,7 @@ mod attestation;
 mod authority;
 mod credential;
 mod mesh;
+mod peer;
 mod policy;
 
 use std::fmt;
@@ -23,6 +24,7 @@ pub use attestation::*;
 pub use authority::*;
 pub use credential::{AdminTokenId, Credential, MAX_CREDENTIAL_LENGTH};
 pub use mesh::*;
+pub use peer::*;
 pub use policy::*;
 
 /// The version of every answer.

@@ -41,6 +41,10 @@ pub enum InvalidName {
     Workload,
 }
 
+/// The namespace of plain WireGuard devices: `peer/<name>` is a registered device, written `peer:<name>` in policy. No
+/// node holds an identity of it.
+pub const PEER_NAMESPACE: &str = "peer";
+
 /// True for `[a-z][a-z0-9-]*` of at most 63 bytes: the form of every name that people choose.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
@@ -96,6 +100,12 @@ impl WorkloadName {
     #[must_use]
     pub fn namespace(&self) -> &str {
         &self.text[..self.slash]
+    }
+
+    /// Whether it is a plain WireGuard device's: no node can hold it.
+    #[must_use]
+    pub fn is_peer(&self) -> bool {
+        self.namespace() == PEER_NAMESPACE
     }
 
     /// The part behind the slash.

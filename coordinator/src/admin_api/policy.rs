@@ -10,6 +10,7 @@ use warren_proto::admin::{
 };
 use warren_proto::policy::{Kind, SourceFile, Transport};
 use warren_proto::reason::{Reason, Refusal};
+use warren_proto::spiffe::PEER_NAMESPACE;
 
 use super::problem::ApiError;
 use super::request::{Answer, Body, Change, ChangeQuery, Named, Paging, Params, cursor};
@@ -217,6 +218,7 @@ fn may_change(author: &Authorized<PolicyAdmin>, applied: &Applied) -> Result<(),
             Kind::Mesh | Kind::Group => author.may_change_mesh()?,
             // These grant nothing: what a Set owns is bounded by the other Sets, and tests only refuse.
             Kind::Set | Kind::Tests => {}
+            Kind::Peer => author.may_change_namespace(PEER_NAMESPACE)?,
             Kind::Namespace | Kind::Service | Kind::Rules => {
                 author.may_change_namespace(name.split_once('/').map_or(name.as_str(), |(namespace, _)| namespace))?;
             }

@@ -29,7 +29,7 @@ impl ApiError {
             Reason::NotAuthenticated => StatusCode::UNAUTHORIZED,
             Reason::NotPermitted | Reason::NamespaceOwned => StatusCode::FORBIDDEN,
             Reason::NotFound | Reason::NodeUnknown | Reason::TokenUnknown => StatusCode::NOT_FOUND,
-            Reason::Conflict => StatusCode::CONFLICT,
+            Reason::Conflict | Reason::KeyInUse => StatusCode::CONFLICT,
             Reason::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Reason::PolicyInvalid | Reason::TestsFailed | Reason::UnenforceablePolicy | Reason::DeletesTooMuch => {

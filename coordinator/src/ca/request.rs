@@ -2,7 +2,7 @@
 //! looked at, for whoever asks has no say in what is certified.
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
-use rcgen::SubjectPublicKeyInfo;
+use rcgen::{KeyPair, PublicKeyData, SubjectPublicKeyInfo};
 use warren_proto::Reason;
 use warren_proto::reason::Refusal;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -44,13 +44,26 @@ impl RequesterKey {
         }
         let info = &csr.certification_request_info;
         let key = SubjectPublicKeyInfo::from_der(info.subject_pki.raw).map_err(|_| malformed("unknown key type"))?;
-        if !rcgen::PublicKeyData::algorithm(&key).eq(&rcgen::PKCS_ECDSA_P256_SHA256) {
+        if !key.algorithm().eq(&rcgen::PKCS_ECDSA_P256_SHA256) {
             return Err(malformed("the key is not of the curve P-256"));
         }
         let checked =
             Self { key, spki: info.subject_pki.raw.to_vec(), point: info.subject_pki.subject_public_key.data.to_vec() };
         checked.verify(info.raw, &csr.signature_value.data)?;
         Ok(checked)
+    }
+
+    /// A key that nobody holds: its private half is gone when this returns. For the certificate of a plain device, which
+    /// speaks WireGuard alone and proves possession of no other key.
+    ///
+    /// # Errors
+    /// [`Reason::Internal`] when no key can be made.
+    pub fn of_nobody() -> Result<Self, Refusal> {
+        let failed = |error: rcgen::Error| Refusal::new(Reason::Internal, format!("making a key: {error}"));
+        let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+        let spki = pair.subject_public_key_info();
+        let key = SubjectPublicKeyInfo::from_der(&spki).map_err(failed)?;
+        Ok(Self { key, spki, point: pair.public_key_raw().to_vec() })
     }
 
     /// Whether `signature` (ECDSA, DER) over `message` is by this key: the proof of possession.

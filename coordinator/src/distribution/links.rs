@@ -337,6 +337,12 @@ impl Links {
         nodes.into_iter().map(|node| inner.endpoints.get(&node).cloned().unwrap_or_default()).collect()
     }
 
+    /// Where a node may be reached, the likeliest first.
+    #[must_use]
+    pub fn endpoints_of(&self, node: NodeId) -> Vec<SocketAddr> {
+        self.lock().endpoints.get(&node).cloned().unwrap_or_default()
+    }
+
     /// Marks the sessions that should hear of new endpoints.
     pub(super) fn mark_hints(&self, concerned: &Concerned) {
         let inner = self.lock();

@@ -608,10 +608,13 @@ impl Session {
     fn changed_hints(&mut self, state: &State, scope: &Scope) -> Vec<wire::PeerHint> {
         self.hints.retain(|instance, _| scope.peers.contains_key(instance));
         let peers: Vec<_> =
-            scope.peers.keys().filter_map(|instance| Some((*instance, state.instances.get(instance)?.node))).collect();
-        let endpoints = self.shared.links.endpoints(peers.iter().map(|(_, node)| *node));
+            scope.peers.keys().filter_map(|id| state.instances.get(id).map(|instance| (*id, instance))).collect();
+        let reported = self.shared.links.endpoints(peers.iter().map(|(_, instance)| instance.node));
         let mut changed = Vec::new();
-        for ((instance, _), endpoints) in peers.into_iter().zip(endpoints) {
+        for ((instance, record), reported) in peers.into_iter().zip(reported) {
+            // A device reports nothing; where an administrator said that it listens, it may be reached.
+            let of_device = record.device.as_ref().and_then(|device| device.endpoint);
+            let endpoints = of_device.map_or(reported, |endpoint| vec![endpoint]);
             if endpoints.is_empty() || self.hints.get(&instance) == Some(&endpoints) {
                 continue;
             }

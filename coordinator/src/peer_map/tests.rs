@@ -68,6 +68,7 @@ fn instance(number: u8, on: u8, workload: usize, certificate: u8) -> Instance {
             not_after: UnixTime(NOW.0 + 1000),
         }],
         revoked_at: None,
+        device: None,
     }
 }
 

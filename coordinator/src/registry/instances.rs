@@ -9,9 +9,12 @@ use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, UnixTime, WorkloadName};
 
 use super::nodes::{admitted_node, certificate_key, key_hash, key_in_use};
+use super::peers::{refuse_devices, serves_devices};
 use super::tokens::check_match;
 use super::{Caller, Entry, Plan, Registry, Standing, Transaction, allocation};
 use crate::ca::{RequesterKey, TunnelTerms};
+use super::{Caller, Entry, Plan, Registry, Transaction, allocation};
+use crate::ca::{IssuedTunnel, RequesterKey, TunnelTerms};
 use crate::state::records::{
     AddressLease, Der, Hex32, Instance, KeyOwner, KeyUse, MeshSettings, Node, TunnelCertificate,
 };
@@ -40,10 +43,8 @@ pub struct TunnelRequest {
     pub capabilities: Capabilities,
 }
 
-impl TunnelRequest {
-    const fn tunnel_key_name(&self) -> KeyName {
-        KeyName { kind: KeyKind::Tunnel, value: self.tunnel_key }
-    }
+pub(super) const fn tunnel_key_name(key: [u8; 32]) -> KeyName {
+    KeyName { kind: KeyKind::Tunnel, value: key }
 }
 
 impl Registry {
@@ -62,10 +63,11 @@ impl Registry {
             let node = admitted_node(state, request.node)?;
             standing(state)?;
             check_identity(node, &request.workload)?;
+            refuse_devices([&request.workload])?;
             if let Some(same) = issued_before(state, &request, key_sha256, now) {
                 return Ok(Plan::Answer(same.value.clone()));
             }
-            check_keys(state, &request, key_sha256)?;
+            let kept = check_keys(state, &request, key_sha256, now)?;
             let mut transaction = Transaction::default();
             transaction.depends_on(&Key::Node(node.id), node.modified);
             let (known, mut instance) = match request.instance {
@@ -89,24 +91,16 @@ impl Registry {
                 now,
             )?;
             let leaf = issued.certificate.leaf();
-            check_not_revoked(state, &instance, &request, leaf)?;
-            instance.certificates.insert(
-                0,
-                TunnelCertificate {
-                    chain: issued.chain.into_iter().map(|der| Der(der.into())).collect(),
-                    serial: leaf.serial().as_bytes().to_vec(),
-                    issuer_key_id: leaf.issuer_key_id().as_bytes().to_vec(),
-                    tunnel_key: Hex32(request.tunnel_key),
-                    key_sha256: Hex32(key_sha256),
-                    not_before: leaf.not_before(),
-                    not_after: leaf.not_after(),
-                },
-            );
-            instance.certificates.retain(|certificate| certificate.not_after > now);
-            instance.certificates.truncate(MAX_CERTIFICATES);
+            check_not_revoked(state, &instance, &request.tunnel_key, leaf)?;
+            let until = leaf.not_after();
+            add_certificate(&mut instance, issued, request.tunnel_key, key_sha256, now);
             write_instance(&mut transaction, state, known, &instance)?;
-            let used = KeyUse { owner: KeyOwner::Instance(instance.id), until: leaf.not_after() };
-            transaction.create(&Key::PublicKey(request.tunnel_key_name()), &used)?;
+            let used = KeyUse { owner: KeyOwner::Instance(instance.id), until };
+            let tunnel_key = Key::PublicKey(tunnel_key_name(request.tunnel_key));
+            match kept {
+                Some(modified) => transaction.replace(&tunnel_key, modified, &used)?,
+                None => transaction.create(&tunnel_key, &used)?,
+            }
             transaction.create(&Key::PublicKey(certificate_key(key_sha256)), &used)?;
             let entry = Entry {
                 action: "certificate.issue",
@@ -147,7 +141,8 @@ pub(crate) fn forgettable_instance(
 ) -> Result<&Stored<Instance>, Refusal> {
     let instance = state.instances.get(&id).ok_or_else(|| unknown(id))?;
     check_match("the instance", instance.modified, if_match)?;
-    let trusted_node = state.nodes.get(&instance.node).is_some_and(|node| node.revoked_at.is_none());
+    let node = state.nodes.get(&instance.node);
+    let trusted_node = instance.device.is_some() || node.is_some_and(|node| node.revoked_at.is_none());
     if instance.revoked_at.is_none() && trusted_node && instance.valid_until() > now {
         return Err(Refusal::new(Reason::Conflict, format!("instance {id} is still trusted"))
             .hint("revoke it first; a node that is revoked takes its instances with it"));
@@ -171,6 +166,14 @@ pub(super) fn release(
 ) -> Result<(), Refusal> {
     let lifetime = Duration::from_secs(u64::from(state.settings()?.max_certificate_lifetime));
     transaction.delete(&Key::Instance(known.id), known.modified);
+    if let Some(device) = &known.device {
+        // Until now it was bound without an end.
+        let name = tunnel_key_name(device.key.0);
+        if let Some(used) = state.keys.get(&name).filter(|used| used.owner == KeyOwner::Instance(known.id)) {
+            let until = KeyUse { owner: used.owner, until: known.valid_until() };
+            transaction.replace(&Key::PublicKey(name), used.modified, &until)?;
+        }
+    }
     for address in known.addresses.iter() {
         if let Some(lease) = state.addresses.get(&address).filter(|lease| lease.instance == known.id) {
             let quarantined =
@@ -198,7 +201,7 @@ fn issued_before<'s>(
     key_sha256: [u8; 32],
     now: UnixTime,
 ) -> Option<&'s Stored<Instance>> {
-    let KeyOwner::Instance(id) = state.keys.get(&request.tunnel_key_name())?.owner else { return None };
+    let KeyOwner::Instance(id) = state.keys.get(&tunnel_key_name(request.tunnel_key))?.owner else { return None };
     let instance = state.instances.get(&id)?;
     let newest = instance.certificates.first()?;
     let same = instance.node == request.node
@@ -211,14 +214,48 @@ fn issued_before<'s>(
     same.then_some(instance)
 }
 
-fn check_keys(state: &State, request: &TunnelRequest, key_sha256: [u8; 32]) -> Result<(), Refusal> {
-    if state.keys.get(&request.tunnel_key_name()).is_some() {
-        return Err(key_in_use("the tunnel key"));
-    }
+/// That both keys are new. One case is not: a plain device has its node's tunnel key in its configuration, so an instance
+/// that devices talk to keeps it over renewals; the revision of its record is the answer then.
+fn check_keys(
+    state: &State,
+    request: &TunnelRequest,
+    key_sha256: [u8; 32],
+    now: UnixTime,
+) -> Result<Option<Revision>, Refusal> {
     if state.keys.get(&certificate_key(key_sha256)).is_some() {
         return Err(key_in_use("the certificate request's key"));
     }
-    Ok(())
+    let Some(known) = state.keys.get(&tunnel_key_name(request.tunnel_key)) else { return Ok(None) };
+    let newest = request.instance.and_then(|id| state.instances.get(&id)?.certificates.first());
+    let is_own = request.instance.is_some_and(|id| known.owner == KeyOwner::Instance(id))
+        && newest.is_some_and(|certificate| certificate.tunnel_key.0 == request.tunnel_key);
+    if is_own && serves_devices(state, &request.workload, now) {
+        return Ok(Some(known.modified));
+    }
+    Err(key_in_use("the tunnel key"))
+}
+
+/// Puts a certificate that was issued before those that an instance has.
+pub(super) fn add_certificate(
+    instance: &mut Instance,
+    issued: IssuedTunnel,
+    tunnel_key: [u8; 32],
+    key_sha256: [u8; 32],
+    now: UnixTime,
+) {
+    let leaf = issued.certificate.leaf();
+    let certificate = TunnelCertificate {
+        chain: issued.chain.into_iter().map(|der| Der(der.into())).collect(),
+        serial: leaf.serial().as_bytes().to_vec(),
+        issuer_key_id: leaf.issuer_key_id().as_bytes().to_vec(),
+        tunnel_key: Hex32(tunnel_key),
+        key_sha256: Hex32(key_sha256),
+        not_before: leaf.not_before(),
+        not_after: leaf.not_after(),
+    };
+    instance.certificates.insert(0, certificate);
+    instance.certificates.retain(|certificate| certificate.not_after > now);
+    instance.certificates.truncate(MAX_CERTIFICATES);
 }
 
 fn own_instance<'s>(
@@ -262,22 +299,23 @@ fn new_instance(
         registered_at: now,
         certificates: Vec::new(),
         revoked_at: None,
+        device: None,
     })
 }
 
 /// A revocation that names the key or the issuer holds for what is issued after it, too.
-fn check_not_revoked(
+pub(super) fn check_not_revoked(
     state: &State,
     instance: &Instance,
-    request: &TunnelRequest,
+    tunnel_key: &[u8; 32],
     leaf: &warren_proto::certificate::Leaf,
 ) -> Result<(), Refusal> {
     let covered = state.revoked.covers(Subject {
         issuer_key_id: leaf.issuer_key_id().as_bytes(),
         serial: leaf.serial().as_bytes(),
-        tunnel_key: Some(&request.tunnel_key),
+        tunnel_key: Some(tunnel_key),
         instance: Some(instance.id),
-        node: Some(request.node),
+        node: Some(instance.node),
         spiffe_id: leaf.identity(),
         issued_at: leaf.not_before().plus(CLOCK_SKEW),
     });
@@ -287,7 +325,7 @@ fn check_not_revoked(
     }
 }
 
-fn write_instance(
+pub(super) fn write_instance(
     transaction: &mut Transaction,
     state: &State,
     known: Option<&Stored<Instance>>,
@@ -314,7 +352,7 @@ fn unknown(id: InstanceId) -> Refusal {
     Refusal::new(Reason::NotFound, format!("there is no instance {id}"))
 }
 
-fn shown(instance: &Instance) -> serde_json::Value {
+pub(super) fn shown(instance: &Instance) -> serde_json::Value {
     let newest = instance.certificates.first();
     serde_json::json!({
         "node": instance.node,

@@ -9,6 +9,7 @@ use warren_proto::join_token::{JoinSecret, JoinTokenId};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{NodeId, UnixTime, WorkloadName};
 
+use super::peers::refuse_devices;
 use super::tokens::check_match;
 use super::{Caller, Entry, Plan, Registry, Standing, Transaction};
 use crate::attestation::Attested;
@@ -252,6 +253,7 @@ pub(crate) fn node_with_workloads(
         let detail = format!("workloads: {}, at most {MAX_WORKLOADS}", workloads.len());
         return Err(Refusal::new(Reason::InvalidField, detail));
     }
+    refuse_devices(&workloads)?;
     let known = admitted_node(state, id)?;
     check_match("the node", known.modified, if_match)?;
     Ok((known, Node { workloads, ..known.value.clone() }))

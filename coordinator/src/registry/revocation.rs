@@ -8,6 +8,7 @@ use warren_proto::peer_map::{Revocation, RevocationTarget};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, UnixTime, WorkloadName};
 
+use super::peers::devices;
 use super::{Caller, Entry, Plan, RENEWAL_GRACE, Registry, Transaction};
 use crate::ca::ISSUING_LIFETIME;
 use crate::state::records::{Instance, MeshSettings, Node};
@@ -129,7 +130,7 @@ fn target(state: &State, settings: &MeshSettings, what: &Revoke, now: UnixTime) 
     })
 }
 
-/// A revocation is forgotten when the certificates have ended; that a node or instance was revoked is not.
+/// A revocation is forgotten when the certificates have ended; that a node, an instance or a device was revoked is not.
 fn mark(transaction: &mut Transaction, state: &State, what: &Revoke, now: UnixTime) -> Result<(), Refusal> {
     match what {
         Revoke::Node(id) => match state.nodes.get(id) {
@@ -146,8 +147,29 @@ fn mark(transaction: &mut Transaction, state: &State, what: &Revoke, now: UnixTi
             }
             _ => Ok(()),
         },
-        Revoke::Certificate { .. } | Revoke::TunnelKey(_) | Revoke::Identity(_) | Revoke::Issuer(_) => Ok(()),
+        Revoke::Certificate { .. } | Revoke::TunnelKey(_) | Revoke::Identity(_) => {
+            for known in devices(state).filter(|known| is_meant(known, what)) {
+                let instance = Instance { revoked_at: Some(now), ..known.value.clone() };
+                transaction.replace(&Key::Instance(known.id), known.modified, &instance)?;
+            }
+            Ok(())
+        }
+        // A device's certificate is issued anew under another intermediate, as everybody's is.
+        Revoke::Issuer(_) => Ok(()),
     }
+}
+
+/// A device proves nothing when its certificate is renewed, so what is revoked of it ends it until it is registered anew.
+fn is_meant(device: &Instance, what: &Revoke) -> bool {
+    device.standing_device().is_some_and(|standing| match what {
+        Revoke::Certificate { issuer_key_id, serial } => device
+            .certificates
+            .iter()
+            .any(|certificate| certificate.issuer_key_id == *issuer_key_id && certificate.serial == *serial),
+        Revoke::TunnelKey(key) => standing.key.0 == *key,
+        Revoke::Identity(workload) => device.workload == *workload,
+        Revoke::Instance(_) | Revoke::Node(_) | Revoke::Issuer(_) => false,
+    })
 }
 
 fn described(what: &Revoke) -> String {

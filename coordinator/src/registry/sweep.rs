@@ -7,6 +7,7 @@ use warren_proto::reason::Refusal;
 
 use super::instances::release;
 use super::{Caller, Entry, Plan, Registry, Transaction};
+use crate::state::records::Instance;
 use crate::state::{Key, State};
 use crate::store::Revision;
 
@@ -14,7 +15,7 @@ use crate::store::Revision;
 const LISTED_AFTER_END: Duration = Duration::from_secs(24 * 3600);
 
 /// Most writes that one forgotten object needs.
-const WRITES_PER_OBJECT: usize = 3;
+const WRITES_PER_OBJECT: usize = 4;
 
 impl Registry {
     /// Forgets tokens, instances, quarantined addresses, keys and revocations that have ended, as much as one commit
@@ -52,7 +53,9 @@ impl Registry {
 
 fn forget(transaction: &mut Transaction, state: &State, now: UnixTime) -> Result<bool, Refusal> {
     let longer_ago = now.minus(LISTED_AFTER_END);
-    for (_, instance) in state.instances.iter().filter(|(_, instance)| instance.valid_until() <= longer_ago) {
+    // A device stays until it is removed: a coordinator that was down for days must find it to renew its certificate.
+    let ended = |instance: &Instance| instance.valid_until() <= longer_ago && instance.standing_device().is_none();
+    for (_, instance) in state.instances.iter().filter(|(_, instance)| ended(instance)) {
         if !transaction.has_room(WRITES_PER_OBJECT) {
             return Ok(true);
         }

@@ -17,6 +17,7 @@ use crate::state::records::{Instance, MeshSettings};
 use crate::store::{Options, Seams, SledStore};
 
 mod attestation;
+mod peers;
 mod policy;
 mod roots;
 

@@ -8,6 +8,7 @@ use warren_proto::join_token::{JoinSecret, JoinToken, JoinTokenId};
 use warren_proto::reason::{Reason, Refusal};
 use zeroize::Zeroizing;
 
+use super::peers::refuse_devices;
 use super::{Caller, Entry, Plan, Registry, Transaction};
 use crate::state::records::{Hex32, JoinTokenRecord};
 use crate::state::{Key, Stored};
@@ -62,6 +63,7 @@ impl Registry {
         new: NewJoinToken,
     ) -> Result<(Arc<Stored<JoinTokenRecord>>, Zeroizing<String>), Refusal> {
         new.check()?;
+        refuse_devices(&new.workloads)?;
         let secret = JoinSecret::from_bytes(rand::random());
         let id = JoinTokenId::from_bytes(rand::random());
         let secret_sha256 = Hex32(secret.hash());

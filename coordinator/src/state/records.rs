@@ -1,7 +1,7 @@
 //! The records of the store, one type per key prefix. Times are seconds since 1970.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -283,7 +283,7 @@ pub struct NodeCertificate {
 pub struct Instance {
     /// Its id, in its certificates.
     pub id: InstanceId,
-    /// Where it runs.
+    /// Where it runs. A plain device runs on no node of ours: it stands for itself, under its own id.
     pub node: NodeId,
     /// What it is.
     pub workload: WorkloadName,
@@ -295,9 +295,32 @@ pub struct Instance {
     pub certificates: Vec<TunnelCertificate>,
     /// When it was revoked.
     pub revoked_at: Option<UnixTime>,
+    /// Set for a plain WireGuard device: as long as it stands and is not revoked, its certificate is renewed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
+}
+
+/// What an administrator registered of a plain WireGuard device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its X25519 public key.
+    pub key: Hex32,
+    /// Where it listens, where nodes are to reach it by themselves.
+    pub endpoint: Option<SocketAddr>,
+    /// Who registered it.
+    pub registered_by: String,
+    /// What it is.
+    pub note: String,
 }
 
 impl Instance {
+    /// The device, where it is one and still registered.
+    #[must_use]
+    pub fn standing_device(&self) -> Option<&Device> {
+        self.device.as_ref().filter(|_| self.revoked_at.is_none())
+    }
+
     /// Which kind of revocation covers `certificate`, if any.
     #[must_use]
     pub fn revoked_by(

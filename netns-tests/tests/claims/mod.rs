@@ -28,6 +28,7 @@ mod operate;
 mod order;
 mod outage;
 mod path_mtu;
+mod plain_peers;
 mod revocations;
 mod roots;
 mod run;
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Vec<Trial> {
         control::trials(),
         outage::trials(),
         path_mtu::trials(),
+        plain_peers::trials(),
         faults::trials(),
         fairness::trials(),
         figures::trials(),

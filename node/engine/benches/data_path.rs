@@ -84,7 +84,7 @@ fn tables(node: u32) -> Tables {
             source: policy.identities().index(&name),
             valid_until: NOW.unix.plus(Duration::from_secs(86_400)),
             is_plain: false,
-            links: vec![PeerLink { may_call: true, link }],
+            links: vec![PeerLink { may_call: true, ingress: None, link }],
         };
         tables.peers.insert(other, Arc::new(peer));
     }

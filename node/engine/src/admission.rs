@@ -9,14 +9,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use warren_proto::Reason;
-use warren_proto::policy::{PortVerdict, RuleIndex, Transport as PolicyTransport};
+use warren_proto::policy::{PortTable, PortVerdict, RuleIndex, SourceIndex, Transport as PolicyTransport};
 
 use crate::Now;
 use crate::attribution::{Identified, Routed};
 use crate::flows::{Flow, FlowCache, FlowKey, FlowTable, Side};
 use crate::fragments::Fragments;
 use crate::packet::{FIN, Fragment, Icmp, Inner, Quoted, RST, SYN, TCP, Tcp, Transport, UDP};
-use crate::tables::{Generation, Local, LocalIndex, Peer, PeerIndex, Tables};
+use crate::tables::{Generation, Ingress, Local, LocalIndex, Peer, PeerIndex, PeerLink, Tables};
 
 /// A packet that may enter the host: judged, or made by this node itself. The TUN writer takes nothing else,
 /// and only this module makes one.
@@ -236,7 +236,7 @@ impl Admission<'_> {
     /// Judges a local program's packet for a peer.
     pub(crate) fn release(&mut self, packet: &Routed<'_, '_>) -> Judgement {
         let (inner, local, peer) = (packet.inner(), packet.local(), packet.peer());
-        let may_call = packet.link().may_call;
+        let link = packet.link();
         self.whole_datagram(inner, peer, |admission, transport| {
             let step = |key, tcp| Step { key, sender: Side::Local, local, peer, tcp };
             let key = |from: u16, to: u16| {
@@ -247,11 +247,9 @@ impl Admission<'_> {
                 FlowKey::echo(peer.index, inner.protocol, inner.source, inner.destination, id, opened_by)
             };
             match transport {
-                Transport::Tcp(tcp) => admission.outgoing(&step(key(tcp.source, tcp.destination), Some(tcp)), may_call),
-                Transport::Udp(udp) => admission.outgoing(&step(key(udp.source, udp.destination), None), may_call),
-                Transport::Icmp(Icmp::Request { id }) => {
-                    admission.outgoing(&step(echo(id, Side::Local), None), may_call)
-                }
+                Transport::Tcp(tcp) => admission.outgoing(&step(key(tcp.source, tcp.destination), Some(tcp)), link),
+                Transport::Udp(udp) => admission.outgoing(&step(key(udp.source, udp.destination), None), link),
+                Transport::Icmp(Icmp::Request { id }) => admission.outgoing(&step(echo(id, Side::Local), None), link),
                 Transport::Icmp(Icmp::Reply { id }) => admission.reply(&step(echo(id, Side::Peer), None)),
                 Transport::Icmp(Icmp::Error { quoted }) => admission.error(inner, Side::Local, peer, quoted),
                 Transport::Icmp(Icmp::Other) => Judgement::refuse(Reason::IcmpForbidden),
@@ -307,7 +305,8 @@ impl Admission<'_> {
     }
 
     /// A packet of a local program that may open a flow.
-    fn outgoing(&mut self, step: &Step<'_>, may_call: bool) -> Judgement {
+    fn outgoing(&mut self, step: &Step<'_>, link: &PeerLink) -> Judgement {
+        let may_call = link.may_call;
         if let Some(flow) = self.cache.find(self.flows, &step.key, self.now.monotonic) {
             let judgement = standing(self.tables, flow, self.now);
             if judgement.passes() || flow.opened_by() == Side::Local || !(step.opens_tcp() && may_call) {
@@ -315,7 +314,7 @@ impl Admission<'_> {
             }
             // The peer's flow was cut; the local program now opens one over the same ports.
             self.flows.remove(&step.key);
-            return self.open(step, Side::Local, Judgement::PASS);
+            return self.call(step, link);
         }
         // What the peer may open, the local side may answer: flows that this node no longer remembers. A packet
         // that could be either counts as an answer, and so ends when the peer's right ends.
@@ -325,10 +324,16 @@ impl Admission<'_> {
             return self.open(step, Side::Peer, Judgement::PASS);
         }
         match (opens, may_call) {
-            (true, true) => self.open(step, Side::Local, Judgement::PASS),
+            (true, true) => self.call(step, link),
             (true, false) => Judgement::refuse(Reason::NoGrant),
             (false, _) => Judgement::refuse(Reason::NotAReply),
         }
+    }
+
+    /// A flow that a local program opens to a peer that it may call.
+    fn call(&mut self, step: &Step<'_>, link: &PeerLink) -> Judgement {
+        let judgement = let_out(self.tables, link, &step.key, self.now);
+        if judgement.passes() { self.open(step, Side::Local, judgement) } else { judgement }
     }
 
     /// An echo reply: its request's flow must be there.
@@ -425,8 +430,10 @@ pub(crate) fn judge_anew(tables: &Tables, key: &FlowKey, local: LocalIndex, open
     }
     match opened_by {
         Side::Peer => decide(tables, local, peer, key, now),
-        Side::Local if peer.link(local.index).is_some_and(|link| link.may_call) => Judgement::PASS,
-        Side::Local => Judgement::refuse(Reason::NoGrant),
+        Side::Local => match peer.link(local.index) {
+            Some(link) if link.may_call => let_out(tables, link, key, now),
+            _ => Judgement::refuse(Reason::NoGrant),
+        },
     }
 }
 
@@ -441,11 +448,30 @@ fn local_of(tables: &Tables, index: LocalIndex, address: IpAddr) -> Option<&Loca
 
 /// What policy says of a flow that the peer opens.
 fn decide(tables: &Tables, local: &Local, peer: &Peer, key: &FlowKey, now: Now) -> Judgement {
+    by_table(tables, &local.ports, peer.source, (key.protocol(), key.local().port()), now)
+}
+
+/// What is said here of a flow that a local program opens to a peer that it may call. The peer's own node judges it; of a
+/// device without one, this node does.
+fn let_out(tables: &Tables, link: &PeerLink, key: &FlowKey, now: Now) -> Judgement {
+    match &link.ingress {
+        Some(Ingress { caller, ports }) => by_table(tables, ports, *caller, (key.protocol(), key.remote().port()), now),
+        None => Judgement::PASS,
+    }
+}
+
+fn by_table(
+    tables: &Tables,
+    ports: &PortTable,
+    caller: SourceIndex,
+    (protocol, port): (u8, u16),
+    now: Now,
+) -> Judgement {
     if tables.policy.is_none() {
         return Judgement::refuse(Reason::NotReady);
     }
-    Judgement::by_policy(match PolicyTransport::from_ip_protocol(key.protocol()) {
-        Some(transport) => local.ports.decide(peer.source, transport, key.local().port(), now.unix),
-        None => local.ports.decide_echo(peer.source, now.unix),
+    Judgement::by_policy(match PolicyTransport::from_ip_protocol(protocol) {
+        Some(transport) => ports.decide(caller, transport, port, now.unix),
+        None => ports.decide_echo(caller, now.unix),
     })
 }

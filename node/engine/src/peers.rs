@@ -16,7 +16,7 @@ use crate::handshake::{Doorway, key_hint};
 use crate::identity::VerifiedPeer;
 use crate::key_exchange::Party;
 use crate::mesh::{LocalKey, MeshUpdate, TunnelKey};
-use crate::tables::{BucketMap, Local, LocalIndex, Peer, PeerIndex, PeerLink};
+use crate::tables::{BucketMap, Ingress, Local, LocalIndex, Peer, PeerIndex, PeerLink};
 
 pub(crate) mod link;
 pub(crate) mod outlet;
@@ -122,8 +122,10 @@ impl Peers {
                 };
                 self.locals.insert(instance, entry);
             }
+            // A key that was kept over a renewal counts once, under the newer certificate.
             if let Some(entry) = self.locals.get_mut(&instance)
                 && entry.ends.len() < MAX_KEYS
+                && entry.ends.iter().all(|end| *end.doorway.key() != public)
             {
                 entry.ends.push(LocalEnd {
                     doorway: Arc::clone(&doorway),
@@ -210,10 +212,13 @@ impl Peers {
             for address in peer.addresses.iter() {
                 routes.insert(address, if address.is_ipv4() { 32 } else { 128 }, peer.index);
             }
+            let judged_here = peer.plain.then(|| Arc::new(policy.port_table(&peer.workload)));
             let links = self.locals.values().filter_map(|local| {
                 let link = self.links.get(&(local.index, peer.index))?;
                 let may_call = policy.linked(&local.workload, &peer.workload, now.unix);
-                Some(PeerLink { may_call, link: Arc::clone(link.cell()) })
+                let caller = policy.identities().index(&local.workload);
+                let ingress = judged_here.clone().map(|ports| Ingress { caller, ports });
+                Some(PeerLink { may_call, ingress, link: Arc::clone(link.cell()) })
             });
             let entry = Peer {
                 index: peer.index,

@@ -87,8 +87,20 @@ impl Peer {
 pub struct PeerLink {
     /// Some rule lets the local instance open flows to the peer. Without it a link carries replies only.
     pub may_call: bool,
+    /// For a plain device, which has no node that would judge what comes to it: this node does, before the packet
+    /// leaves. None for everybody else.
+    pub ingress: Option<Ingress>,
     /// The way itself, which outlives publications.
     pub link: Arc<Link>,
+}
+
+/// The allow list of a plain device, as it judges one local instance.
+#[derive(Debug, Clone)]
+pub struct Ingress {
+    /// The local instance's number in [`Tables::policy`].
+    pub caller: SourceIndex,
+    /// The device's compiled rules.
+    pub ports: Arc<PortTable>,
 }
 
 /// The way between one local instance and one peer. Its cells change without a publication; the slow half alone

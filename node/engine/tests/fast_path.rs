@@ -101,7 +101,7 @@ fn worker(node: usize, suite: Suite, policy: &Arc<CompiledPolicy>) -> Worker {
         source: policy.identities().index(&name(other)),
         valid_until: UnixTime(u64::MAX),
         is_plain: false,
-        links: vec![PeerLink { may_call: node == 0, link }],
+        links: vec![PeerLink { may_call: node == 0, ingress: None, link }],
     };
     tables.peers.insert(PEER.0, Arc::new(peer));
     let shared = Arc::new(Shared::new(1));

@@ -1,8 +1,9 @@
 //! Keeps this node's certificates in date, and is the one writer of its identity files.
 //!
 //! A tunnel certificate is asked for as soon as there is a link and no usable one, and renewed at half its life with two
-//! new keys; the one before it is kept beside it until it ends. A failed try is repeated with growing waits, and at once
-//! when the link comes back.
+//! new keys; the one before it is kept beside it until it ends. Where plain devices talk to this node the tunnel's key stays,
+//! for they have it in their configuration. A failed try is repeated with growing waits, and at once when the link comes
+//! back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use warren_proto::certificate::{CLOCK_SKEW, Capabilities, TunnelCertificate};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{TrustBundle, UnixTime, WorkloadName};
 
-use super::key_store::{Instance, KeyStore, NodeIdentity, StoredBundle, TunnelIdentity};
+use super::key_store::{Instance, KeyStore, NodeIdentity, StoredBundle, TunnelIdentity, TunnelKey};
 use super::rotator::{Validity, retry_after};
 use crate::clock::Clock;
 use crate::config::SuiteChoice;
@@ -199,6 +200,11 @@ impl Renewal {
                 self.ask_tunnel(&workload).await?
             }
             answer => answer?,
+        let request = TunnelRequest {
+            workload: workload.clone(),
+            instance: self.instance.as_ref().map(|instance| instance.id),
+            capabilities: self.capabilities,
+            keep: self.key_of_devices(),
         };
         let now = self.clock.now().unix;
         let earlier = self.instance.as_ref().map(|instance| instance.identities.clone()).unwrap_or_default();
@@ -226,6 +232,10 @@ impl Renewal {
         };
         let (answer, receive) = oneshot::channel();
         self.ask(Wanted::Tunnel(request, answer), receive).await
+    /// The tunnel key that plain devices have in their configuration: with a new one they would be cut off.
+    fn key_of_devices(&self) -> Option<TunnelKey> {
+        let newest = self.instance.as_ref()?.identities.first()?;
+        self.mesh.serves_devices().then(|| newest.tunnel.clone())
     }
 
     async fn renew_node(&mut self) -> Result<Validity, Refusal> {

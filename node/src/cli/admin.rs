@@ -6,6 +6,7 @@ mod audit;
 mod ca;
 mod connection;
 mod nodes;
+mod peers;
 mod policy;
 mod policy_files;
 mod registrations;
@@ -35,6 +36,8 @@ pub(super) enum Command {
     Registration(registrations::Arguments),
     /// Nodes: list, show, revoke, forget, say what they may hold [coordinator]
     Node(nodes::Arguments),
+    /// Plain WireGuard devices: register one's key, print its configuration, remove it [coordinator]
+    Peer(peers::Arguments),
     /// Workloads: identities and their running copies [coordinator]
     Workload(workloads::Workloads),
     /// Services: what policy declares and who may reach it [coordinator]
@@ -57,6 +60,7 @@ pub(super) fn run(command: Command, context: &Context) -> Outcome {
         Command::Attestor(arguments) => attestors::run(arguments, context),
         Command::Registration(arguments) => registrations::run(arguments, context),
         Command::Node(arguments) => nodes::run(arguments, context),
+        Command::Peer(arguments) => peers::run(arguments, context),
         Command::Workload(arguments) => workloads::run_workloads(arguments, context),
         Command::Service(arguments) => workloads::run_services(arguments, context),
         Command::Revocation(arguments) => revocations::run(arguments, context),

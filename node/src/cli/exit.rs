@@ -55,9 +55,11 @@ impl From<Reason> for Exit {
     /// The code for a refusal that came from the daemon or the coordinator.
     fn from(reason: Reason) -> Self {
         match reason {
-            Reason::InvalidField | Reason::TokenMalformed | Reason::EvidenceMalformed | Reason::PolicyInvalid => {
-                Self::Usage
-            }
+            Reason::InvalidField
+            | Reason::KeyLowOrder
+            | Reason::TokenMalformed
+            | Reason::EvidenceMalformed
+            | Reason::PolicyInvalid => Self::Usage,
             Reason::NotAuthenticated
             | Reason::NotPermitted
             | Reason::IdentityNotAllowed
@@ -77,7 +79,7 @@ impl From<Reason> for Exit {
             | Reason::NoRegistration
             | Reason::RegistrationAmbiguous => Self::NotPermitted,
             Reason::NotFound | Reason::NodeUnknown => Self::NotFound,
-            Reason::Conflict => Self::Conflict,
+            Reason::Conflict | Reason::KeyInUse => Self::Conflict,
             Reason::NotReady
             | Reason::StoreUnavailable
             | Reason::RateLimited

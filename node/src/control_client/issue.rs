@@ -27,6 +27,8 @@ pub struct TunnelRequest {
     pub instance: Option<InstanceId>,
     /// What this host can do.
     pub capabilities: Capabilities,
+    /// The tunnel key to keep, where plain devices have it in their configuration.
+    pub keep: Option<TunnelKey>,
 }
 
 /// A new certificate of an instance.
@@ -36,7 +38,7 @@ pub struct Issued {
     pub instance: InstanceId,
     /// Its addresses.
     pub addresses: OverlayAddresses,
-    /// The certificate and its two new keys.
+    /// The certificate and its two keys, new ones but for a tunnel key that was kept.
     pub identity: TunnelIdentity,
 }
 
@@ -51,9 +53,20 @@ pub struct Holder<'a> {
     pub now: UnixTime,
 }
 
-/// Makes two new keys and has them certified as a tunnel certificate.
+/// Makes two new keys, or one where the tunnel's is kept, and has them certified as a tunnel certificate. A key that the
+/// coordinator does not let be kept, because no device needs it or because it is revoked, is given up for a new one.
 pub async fn tunnel(link: &Link, request: &TunnelRequest, holder: Holder<'_>) -> Result<Issued, Refusal> {
-    let (key, tunnel) = (SigningKey::generate()?, TunnelKey::generate());
+    let key = SigningKey::generate()?;
+    if let Some(kept) = &request.keep {
+        match timed(ask_tunnel(link, request, &key, kept)).await {
+            Ok(answer) => return accept_tunnel(answer, request, key, kept.clone(), holder),
+            Err(refusal) if matches!(refusal.reason, Reason::KeyInUse | Reason::Revoked) => {
+                tracing::info!(reason = refusal.reason.name(), "the tunnel key is not kept: {refusal}");
+            }
+            Err(refusal) => return Err(refusal),
+        }
+    }
+    let tunnel = TunnelKey::generate();
     let answer = timed(ask_tunnel(link, request, &key, &tunnel)).await?;
     accept_tunnel(answer, request, key, tunnel, holder)
 }

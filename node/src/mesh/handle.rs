@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use warren_engine::identity::VerifiedPeer;
 use warren_engine::mesh::MeshUpdate;
 use warren_proto::peer_map::Generation;
 use warren_proto::reason::Refusal;
@@ -92,6 +93,12 @@ impl MeshHandle {
     pub fn held(&self) -> Option<Arc<Knowledge>> {
         let newest = self.view.borrow().as_ref().map(|view| view.knowledge.clone())?;
         (newest.manifest.generation == *self.answered.borrow()).then_some(newest)
+    }
+
+    /// Whether a plain device is among the peers admitted.
+    #[must_use]
+    pub fn serves_devices(&self) -> bool {
+        self.view.borrow().as_ref().is_some_and(|view| view.peers.iter().any(VerifiedPeer::is_plain))
     }
 
     /// The roots in force, to watch.

@@ -55,14 +55,16 @@ pub enum Kind {
     Namespace,
     /// An identity, who may become it, its ports and who may reach them.
     Service,
+    /// A plain WireGuard device: an identity without a node, its ports and who may reach them.
+    Peer,
     /// Cases and proofs that every apply must pass.
     Tests,
 }
 
 impl Kind {
     /// Every kind, in the order of reading.
-    pub const ALL: [Self; 7] =
-        [Self::Set, Self::Mesh, Self::Group, Self::Rules, Self::Namespace, Self::Service, Self::Tests];
+    pub const ALL: [Self; 8] =
+        [Self::Set, Self::Mesh, Self::Group, Self::Rules, Self::Namespace, Self::Service, Self::Peer, Self::Tests];
 
     /// The word after `kind:`.
     #[must_use]
@@ -74,6 +76,7 @@ impl Kind {
             Self::Rules => "Rules",
             Self::Namespace => "Namespace",
             Self::Service => "Service",
+            Self::Peer => "Peer",
             Self::Tests => "Tests",
         }
     }
@@ -234,10 +237,10 @@ pub struct Audit {
     pub ports: Vec<At<String>>,
 }
 
-/// `kind: Service`
+/// `kind: Service` and `kind: Peer`
 #[derive(Debug, Clone)]
 pub struct ServiceDocument {
-    /// The object's name.
+    /// The object's name; of a Peer, in the namespace of devices.
     pub workload: WorkloadName,
     /// Who may become it.
     pub runs: Vec<Run>,
@@ -327,7 +330,7 @@ pub enum Body {
     Rules(Rules),
     /// `kind: Namespace`
     Namespace(Namespace),
-    /// `kind: Service`
+    /// `kind: Service` and `kind: Peer`
     Service(ServiceDocument),
     /// `kind: Tests`
     Tests(Tests),

@@ -1,8 +1,8 @@
 //! What an apply changes: a Set replaces what it owns and nothing else.
 //!
-//! Every namespace, and `mesh`, has exactly one owner. Services, Rules and Namespaces belong to their namespace;
-//! the Mesh and the Groups belong to `mesh`, because guardrails of the mesh are written with groups; Tests belong
-//! to the Set they came with.
+//! Every namespace, and `mesh`, has exactly one owner. Services, Rules and Namespaces belong to their namespace, Peers
+//! to `peer`; the Mesh and the Groups belong to `mesh`, because guardrails of the mesh are written with groups; Tests
+//! belong to the Set they came with.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::{Body, Document, Documents, Kind, PolicyObject, Set};
 use crate::reason::{Reason, Refusal};
+use crate::spiffe::PEER_NAMESPACE;
 
 /// An object in force and the Set it came with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -149,6 +150,7 @@ fn check_owned(
     let realm = match object.kind {
         Kind::Set | Kind::Tests => return Ok(()),
         Kind::Mesh | Kind::Group => "mesh",
+        Kind::Peer => PEER_NAMESPACE,
         Kind::Namespace => object.name.as_str(),
         Kind::Rules | Kind::Service => object.name.split('/').next().unwrap_or_default(),
     };

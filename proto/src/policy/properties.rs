@@ -118,21 +118,21 @@ impl Question<'_> {
 
     fn answer(&self) -> Naive {
         let destination = NAMES[self.destination];
-        let space = SPACES.iter().position(|space| destination.starts_with(&format!("{space}/"))).unwrap();
+        let space = SPACES.iter().position(|space| destination.starts_with(&format!("{space}/")));
         let service = &self.mesh.services[self.destination];
-        let namespace = &self.mesh.namespaces[space];
+        let namespace = space.map(|space| (SPACES[space], &self.mesh.namespaces[space]));
         let included: Vec<(String, &generate::Rules)> = (0..self.mesh.rules.len())
-            .filter(|i| namespace.include.contains(i) || service.include.contains(i))
+            .filter(|i| {
+                namespace.is_some_and(|(_, namespace)| namespace.include.contains(i)) || service.include.contains(i)
+            })
             .map(|i| (format!("alpha/rules{i}"), &self.mesh.rules[i]))
             .collect();
         let mut denies: Vec<(String, &Deny)> = Vec::new();
         let mut requires: Vec<(String, &Require)> = Vec::new();
-        let owners = [
-            ("mesh".to_owned(), &self.mesh.guards),
-            (SPACES[space].to_owned(), &namespace.guards),
-            (destination.to_owned(), &service.guards),
-        ];
-        let owners = owners.into_iter().chain(included.iter().map(|(id, rules)| (id.clone(), &rules.guards)));
+        let owners = [("mesh".to_owned(), &self.mesh.guards), (destination.to_owned(), &service.guards)];
+        let namespaces = namespace.map(|(name, namespace)| (name.to_owned(), &namespace.guards));
+        let owners =
+            owners.into_iter().chain(namespaces).chain(included.iter().map(|(id, rules)| (id.clone(), &rules.guards)));
         for (id, guards) in owners {
             denies.extend(guards.deny.iter().enumerate().map(|(i, deny)| (format!("{id}:d{i}"), deny)));
             requires.extend(guards.require.iter().enumerate().map(|(i, require)| (format!("{id}:r{i}"), require)));
@@ -179,8 +179,17 @@ impl Question<'_> {
 }
 
 const TRIED: [u16; 15] = [0, 1, 52, 53, 54, 80, 81, 99, 100, 150, 200, 201, 443, 9100, 65535];
-const SOURCES: [&str; 7] =
-    ["alpha/one", "alpha/two", "beta/one", "beta/two", "gamma/one", "alpha/undeclared", "nowhere/one"];
+const SOURCES: [&str; 9] = [
+    "alpha/one",
+    "alpha/two",
+    "beta/one",
+    "beta/two",
+    "gamma/one",
+    "peer/device",
+    "alpha/undeclared",
+    "peer/undeclared",
+    "nowhere/one",
+];
 
 fn name(text: &str) -> WorkloadName {
     text.parse().unwrap()

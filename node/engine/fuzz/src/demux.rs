@@ -76,7 +76,7 @@ static BASE: LazyLock<Tables> = LazyLock::new(|| {
             source: policy.identities().index(&web),
             valid_until: START.unix.plus(Duration::from_secs(3600)),
             is_plain: false,
-            links: vec![PeerLink { may_call: false, link }],
+            links: vec![PeerLink { may_call: false, ingress: None, link }],
         };
         tables.peers.insert(index.0, Arc::new(peer));
     }

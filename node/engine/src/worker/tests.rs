@@ -8,6 +8,7 @@
 
 mod changes;
 mod datagrams;
+mod devices;
 mod icmp;
 mod marks;
 mod random_walk;
@@ -293,7 +294,7 @@ impl Node {
             source: policy.identities().index(&name(node)),
             valid_until: now.unix.plus(Duration::from_secs(86_400)),
             is_plain: false,
-            links: vec![PeerLink { may_call: node == API, link }],
+            links: vec![PeerLink { may_call: node == API, ingress: None, link }],
         }
     }
 

@@ -14,6 +14,7 @@ use super::super::identities::{IdentitySet, IdentityTable};
 use super::rules::{Owner, RuleCompiler};
 use super::{CompiledPolicy, Layer, MAX_BOUNDARIES, Mode, Proof, RuleIndex, Service, TestFile, digest};
 use crate::WorkloadName;
+use crate::spiffe::PEER_NAMESPACE;
 
 /// A document of one kind with where it came from.
 pub(super) struct Source<'a, T> {
@@ -66,19 +67,19 @@ pub(super) fn link(documents: &Documents, mode: Mode) -> Result<CompiledPolicy, 
     let mut services = BTreeMap::new();
     let mesh_rules = compiler.add(Owner::mesh(declared.mesh), &declared.mesh.body.rules);
     let mut included: BTreeMap<(&str, Layer), Vec<RuleIndex>> = BTreeMap::new();
-    for (name, namespace) in &declared.namespaces {
+    // The namespace of devices has no document of its own.
+    let spaces = declared.namespaces.iter().map(|(name, namespace)| (*name, Some(namespace)));
+    for (name, namespace) in spaces.chain([(PEER_NAMESPACE, None)]) {
         let here = inhabitants.get(name).map(Vec::as_slice).unwrap_or_default();
         // A node is sent every namespace for its labels; rules of one that holds no destination of the slice
         // decide nothing there, and the groups they name were not sent.
-        let namespace_rules = if !here.is_empty() || mode == Mode::Whole {
-            let mut rules = compiler.add(Owner::namespace(*namespace), &namespace.body.rules);
+        let mut namespace_rules = Vec::new();
+        if let Some(namespace) = namespace.filter(|_| !here.is_empty() || mode == Mode::Whole) {
+            namespace_rules = compiler.add(Owner::namespace(*namespace), &namespace.body.rules);
             for include in &namespace.body.include {
-                rules.extend(compiler.include(namespace.file(), include, Layer::Namespace, &mut included));
+                namespace_rules.extend(compiler.include(namespace.file(), include, Layer::Namespace, &mut included));
             }
-            rules
-        } else {
-            Vec::new()
-        };
+        }
         for (workload, source) in here.iter().filter_map(|workload| declared.services.get_key_value(*workload)) {
             let own = compiler.add(Owner::service(*source), &source.body.rules);
             let mut applicable = compiler.meaning(&mesh_rules, workload);
@@ -181,12 +182,16 @@ impl<'a> Declared<'a> {
             }
         }
         for (workload, service) in &self.services {
-            if !self.namespaces.contains_key(workload.namespace()) {
+            if !self.has_namespace(workload.namespace()) {
                 let message = format!("the namespace `{}` is not declared", workload.namespace());
                 let hint = self.namespace_hint(workload.namespace());
                 findings.error(service.file(), service.document.name_at, Code::UnknownName, message, hint);
             }
         }
+    }
+
+    fn has_namespace(&self, name: &str) -> bool {
+        name == PEER_NAMESPACE || self.namespaces.contains_key(name)
     }
 
     fn namespace_hint(&self, given: &str) -> String {
@@ -245,7 +250,8 @@ impl<'a> Declared<'a> {
                 }
             }
         }
-        IdentityTable::new(self.namespaces.keys().copied(), names.into_iter(), open)
+        let spaces = self.namespaces.keys().copied().chain([PEER_NAMESPACE]);
+        IdentityTable::new(spaces, names.into_iter(), open)
     }
 
     fn groups(&self, identities: &IdentityTable, findings: &mut Findings) -> BTreeMap<&'a str, IdentitySet> {
@@ -292,7 +298,7 @@ impl<'a> Declared<'a> {
             }
             Selector::Namespace(_) | Selector::Workload(_) if self.mode == Mode::Slice => {}
             Selector::Namespace(name) => {
-                if !self.namespaces.contains_key(name.as_str()) {
+                if !self.has_namespace(name) {
                     let message = format!("there is no Namespace `{name}`");
                     findings.error(file, selector.at, Code::UnknownName, message, self.namespace_hint(name));
                 }
@@ -303,9 +309,15 @@ impl<'a> Declared<'a> {
 
     fn check_workload(&self, file: &str, name: &WorkloadName, at: Position, findings: &mut Findings) {
         if !self.services.contains_key(name) {
-            let hint = nearest_hint(name.as_str(), self.services.keys().map(|known| known.as_str()));
-            let hint = if hint.is_empty() { "a job is a Service without ports".to_owned() } else { hint };
-            findings.error(file, at, Code::UnknownName, format!("there is no Service `{name}`"), hint);
+            let (message, near, otherwise) = if name.is_peer() {
+                let known = self.services.keys().filter(|known| known.is_peer()).map(|known| known.name());
+                let near = nearest_hint(name.name(), known);
+                (format!("there is no Peer `{}`", name.name()), near, format!("add kind: Peer, name: {}", name.name()))
+            } else {
+                let near = nearest_hint(name.as_str(), self.services.keys().map(|known| known.as_str()));
+                (format!("there is no Service `{name}`"), near, "a job is a Service without ports".to_owned())
+            };
+            findings.error(file, at, Code::UnknownName, message, if near.is_empty() { otherwise } else { near });
         }
     }
 

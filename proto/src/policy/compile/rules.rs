@@ -46,7 +46,7 @@ impl<'a> Owner<'a> {
         let object = &source.document.object;
         Self {
             file: &object.file,
-            id: &object.name,
+            id: source.body.workload.as_str(),
             layer: Layer::Service,
             service: Some(source.body),
             namespace: None,

@@ -1,6 +1,6 @@
 //! What does not compile, and how it is told.
 
-use super::super::fixtures::{BANK, errors, whole};
+use super::super::fixtures::{BANK, NOW, errors, whole};
 use super::*;
 
 /// The bank's mesh with one line replaced.
@@ -35,6 +35,47 @@ fn an_error_tells_file_line_and_column() {
     let list = with("from: [shop/web-frontend]", "from: [shop/web-fronted]");
     let line = BANK.lines().position(|line| line.contains("desk-reads:")).unwrap() + 1;
     refused(&list, &format!("p.yaml:{line}:24: error: there is no Service `shop/web-fronted`"));
+}
+
+/// The bank's mesh with a laptop and a printer, both plain devices.
+const DEVICES: &str = "---
+kind: Peer
+name: laptop
+---
+kind: Peer
+name: printer
+ports: { ipp: { port: 631, protocol: tcp } }
+allow: { print: { from: [shop/cart, peer:laptop], ports: [ipp] } }
+";
+
+#[test]
+fn a_device_is_judged_like_any_other_identity_as_caller_and_as_destination() {
+    let text = format!("{}{DEVICES}", BANK.replacen("from: [shop/*,", "from: [peer:laptop, shop/*,", 1));
+    let policy = whole(&text);
+    let asked = |from: &str, to: &str, transport, port| {
+        let decision = policy.evaluate(&from.parse().unwrap(), &to.parse().unwrap(), transport, port, NOW);
+        (decision.is_allowed(), decision.rule.map(|rule| rule.id), decision.reason)
+    };
+    let by = |rule: &str| Some(rule.to_owned());
+    assert_eq!(asked("shop/cart", "peer/printer", Transport::Tcp, 631), (true, by("peer/printer:print"), None));
+    assert_eq!(asked("peer/laptop", "peer/printer", Transport::Tcp, 631), (true, by("peer/printer:print"), None));
+    let no_rule = (false, None, Some(crate::Reason::NoRule));
+    assert_eq!(asked("ops/prometheus", "peer/printer", Transport::Tcp, 631), no_rule);
+    // A guardrail by label leaves out who has no label: the bank lets in `env: prod` only.
+    let required = (false, by("bank:from-prod"), Some(crate::Reason::RequireFailed));
+    assert_eq!(asked("peer/laptop", "bank/banking-api", Transport::Udp, 20_000), required);
+    let no_service = (false, None, Some(crate::Reason::NoService));
+    assert_eq!(asked("shop/cart", "peer/laptop", Transport::Tcp, 22), no_service);
+}
+
+#[test]
+fn a_device_that_is_not_declared_is_an_unknown_name_and_known_to_nobody() {
+    let list = with("from: [shop/*,", "from: [peer:laptop, shop/*,");
+    refused(&list, "there is no Peer `laptop` (add kind: Peer, name: laptop)");
+    let policy = whole(&format!("{BANK}{DEVICES}"));
+    assert!(policy.leaves_out(&"peer/desktop".parse().unwrap()));
+    assert!(!policy.leaves_out(&"peer/laptop".parse().unwrap()));
+    assert!(whole(BANK).leaves_out(&"peer/laptop".parse().unwrap()), "also where there is no device at all");
 }
 
 #[test]

@@ -5,11 +5,11 @@ use super::super::fields::{At, Context, Fields};
 use super::super::yaml::{Node, Value};
 use super::rules::{Place, RuleReader};
 use super::{Body, Group, Issuer, Kind, Mesh, Namespace, PortRange, Rules, Selector, Set, Transport};
-use crate::spiffe::is_name;
+use crate::spiffe::{PEER_NAMESPACE, is_name};
 use crate::{TrustDomain, UnixTime, WorkloadName};
 
 /// Kinds of the design that this release does not have.
-const LATER_KINDS: [&str; 2] = ["Peer", "External"];
+const LATER_KINDS: [&str; 1] = ["External"];
 
 pub(super) fn document(file: &str, root: &Node, findings: &mut Findings) -> Option<(Kind, String, Position, Body)> {
     let mut context = Context { file, findings };
@@ -48,6 +48,7 @@ pub(super) fn document(file: &str, root: &Node, findings: &mut Findings) -> Opti
         Kind::Rules => rules(cx, root, name),
         Kind::Namespace => namespace(cx, root, name),
         Kind::Service => super::service::read(cx, root, name).map(Body::Service),
+        Kind::Peer => super::service::read_peer(cx, root, name).map(Body::Service),
         Kind::Tests => super::tests_kind::read(cx, root, name).map(Body::Tests),
     }?;
     (cx.findings.len() == before).then(|| (kind, name.value.to_owned(), name.at, body))
@@ -191,6 +192,10 @@ fn namespace(cx: &mut Context<'_>, root: &Node, name: At<&str>) -> Option<Body> 
         let message = "a namespace cannot be called `mesh`, which stands for the mesh itself in `owns`";
         cx.error(name.at, Code::InvalidValue, message, "");
     }
+    if name.value == PEER_NAMESPACE {
+        let message = "the namespace `peer` is that of plain WireGuard devices and need not be declared";
+        cx.error(name.at, Code::InvalidValue, message, "declare each device: kind: Peer");
+    }
     let known = ["kind", "name", "labels", "include", "deny", "require"];
     let has_allow = matches!(&root.value, Value::Map(entries) if entries.iter().any(|(key, _)| key.text == "allow"));
     if has_allow {
@@ -241,10 +246,12 @@ pub(super) fn selector(cx: &mut Context<'_>, node: &Node, what: &str) -> Option<
             return None;
         }
         Selector::Group(name.to_owned())
-    } else if text.value.starts_with("peer:") {
-        let message = format!("`{}`: plain WireGuard peers come later", text.value);
-        cx.error(text.at, Code::ComesLater, message, "remove it");
-        return None;
+    } else if let Some(name) = text.value.strip_prefix("peer:") {
+        let Ok(device) = WorkloadName::new(PEER_NAMESPACE, name) else {
+            cx.error(text.at, Code::InvalidValue, format!("`{name}` is not a name for a Peer"), "peer/* means all");
+            return None;
+        };
+        Selector::Workload(device)
     } else if let Some(namespace) = text.value.strip_suffix("/*") {
         if !is_name(namespace) {
             cx.error(text.at, Code::InvalidValue, format!("`{namespace}` is not a namespace name"), "");
@@ -253,7 +260,7 @@ pub(super) fn selector(cx: &mut Context<'_>, node: &Node, what: &str) -> Option<
         Selector::Namespace(namespace.to_owned())
     } else if !text.value.contains('/') {
         let message = format!("`{}` names no {what}", text.value);
-        let hint = "write <namespace>/<name>, <namespace>/*, group:<name> or any";
+        let hint = "write <namespace>/<name>, <namespace>/*, group:<name>, peer:<name> or any";
         cx.error(text.at, Code::InvalidValue, message, hint);
         return None;
     } else {

@@ -1,4 +1,5 @@
-//! `kind: Service`: an identity, who may become it, its ports, and who may reach them.
+//! `kind: Service`: an identity, who may become it, its ports, and who may reach them. `kind: Peer`: the same for a
+//! plain WireGuard device, which nothing can become but the key that is registered for it.
 
 use std::net::SocketAddr;
 
@@ -8,8 +9,9 @@ use super::super::paths::is_normal_path;
 use super::super::yaml::{Node, Value};
 use super::read::{end_of_day, include, numbers_of, workload};
 use super::rules::{Place, RuleReader, port_protocol};
-use super::{Audit, NodeSelector, Port, PortProtocol, PortTerm, Run, ServiceDocument};
-use crate::spiffe::is_name;
+use super::{Audit, NodeSelector, Port, PortProtocol, PortTerm, Rule, Run, ServiceDocument};
+use crate::WorkloadName;
+use crate::spiffe::{PEER_NAMESPACE, is_name};
 
 /// Longest name of a unit, user, cluster or version, in bytes.
 const MAX_WORD: usize = 255;
@@ -18,12 +20,44 @@ pub(super) fn read(cx: &mut Context<'_>, root: &Node, name: At<&str>) -> Option<
     let known =
         ["kind", "name", "runs", "ports", "include", "allow", "deny", "require", "audit", "limits", "routes", "views"];
     let fields = cx.fields(root, "a Service", &known);
-    let name = workload(cx, name, "name for a Service");
+    let workload = workload(cx, name, "name for a Service");
+    if workload.as_ref().is_some_and(WorkloadName::is_peer) {
+        let message = format!("`{}`: the namespace `peer` is that of plain WireGuard devices", name.value);
+        cx.error(name.at, Code::InvalidValue, message, "declare a device with kind: Peer");
+    }
     let runs = runs(cx, &fields);
-    let ports = ports(cx, &fields);
-    let include = include(cx, &fields);
+    let Reached { ports, include, rules } = reached(cx, &fields);
+    let audit = match fields.get("audit") {
+        Some(node) => Some(audit(cx, node, &ports)?),
+        None => None,
+    };
+    let traffic = traffic(cx, &fields);
+    Some(ServiceDocument { workload: workload?, runs, ports, include, rules, audit, traffic })
+}
+
+pub(super) fn read_peer(cx: &mut Context<'_>, root: &Node, name: At<&str>) -> Option<ServiceDocument> {
+    let fields = cx.fields(root, "a Peer", &["kind", "name", "ports", "include", "allow", "deny", "require"]);
+    let Ok(workload) = WorkloadName::new(PEER_NAMESPACE, name.value) else {
+        let message = format!("`{}` is not a name for a Peer", name.value);
+        cx.error(name.at, Code::InvalidValue, message, "a lower-case letter, then letters, digits and `-`");
+        return None;
+    };
+    let Reached { ports, include, rules } = reached(cx, &fields);
+    Some(ServiceDocument { workload, runs: Vec::new(), ports, include, rules, audit: None, traffic: Vec::new() })
+}
+
+/// What can be reached, and by whom.
+struct Reached {
+    ports: Vec<Port>,
+    include: Vec<At<String>>,
+    rules: Vec<Rule>,
+}
+
+fn reached(cx: &mut Context<'_>, fields: &Fields<'_>) -> Reached {
+    let ports = ports(cx, fields);
+    let include = include(cx, fields);
     let mut reader = RuleReader::new(Place::Service);
-    reader.section(cx, &fields);
+    reader.section(cx, fields);
     for rule in &reader.rules {
         let excepts = rule.except.iter().flat_map(|except| &except.ports);
         for term in rule.ports.iter().chain(excepts) {
@@ -32,12 +66,7 @@ pub(super) fn read(cx: &mut Context<'_>, root: &Node, name: At<&str>) -> Option<
             }
         }
     }
-    let audit = match fields.get("audit") {
-        Some(node) => Some(audit(cx, node, &ports)?),
-        None => None,
-    };
-    let traffic = traffic(cx, &fields);
-    Some(ServiceDocument { workload: name?, runs, ports, include, rules: reader.rules, audit, traffic })
+    Reached { ports, include, rules: reader.rules }
 }
 
 fn known_port(cx: &mut Context<'_>, ports: &[Port], name: At<&str>) {

@@ -194,7 +194,6 @@ fn unknown_keys_name_the_nearest_valid_one() {
 
 #[test]
 fn what_comes_later_is_refused_and_not_ignored() {
-    refused("kind: Peer\nname: x\n", Code::ComesLater, 1, 7, "comes later");
     refused("kind: External\nname: x\n", Code::ComesLater, 1, 7, "comes later");
     refused(
         &service("allow: { x: { from: [\"spiffe://other/ns/a/sa/b\"], ports: [p] } }"),
@@ -203,13 +202,21 @@ fn what_comes_later_is_refused_and_not_ignored() {
         22,
         "other trust domains",
     );
-    refused(
-        &service("allow: { x: { from: [\"peer:laptop\"], ports: [p] } }"),
-        Code::ComesLater,
-        4,
-        22,
-        "plain WireGuard peers",
-    );
+}
+
+#[test]
+fn a_device_is_an_identity_of_a_namespace_that_nobody_else_can_write_into() {
+    let documents = read("kind: Peer\nname: laptop\nports: { ssh: { port: 22, protocol: tcp } }\n").unwrap();
+    let Some(Body::Service(device)) = documents.iter().next().map(|document| &document.body) else {
+        panic!("not an identity")
+    };
+    assert_eq!(device.workload.as_str(), "peer/laptop");
+    refused("kind: Peer\nname: shop/laptop\n", Code::InvalidValue, 2, 7, "not a name for a Peer");
+    refused("kind: Peer\nname: x\nruns: { a: { nodes: [any] } }\n", Code::UnknownKey, 3, 1, "no key `runs`");
+    refused("kind: Service\nname: peer/laptop\n", Code::InvalidValue, 2, 7, "kind: Peer");
+    refused("kind: Namespace\nname: peer\n", Code::InvalidValue, 2, 7, "need not be declared");
+    let names_no_device = service("allow: { x: { from: [\"peer:Laptop\"], ports: [p] } }");
+    refused(&names_no_device, Code::InvalidValue, 4, 22, "not a name for a Peer");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::super::fixtures::documents;
 use super::*;
 
 const PLATFORM: &str =
-    "kind: Set\nname: platform\nowns: [mesh, ops]\n---\nkind: Mesh\nname: m\n---\nkind: Namespace\nname: ops\n";
+    "kind: Set\nname: platform\nowns: [mesh, ops, peer]\n---\nkind: Mesh\nname: m\n---\nkind: Namespace\nname: ops\n";
 const BANK: &str = "kind: Set\nname: bank\nowns: [bank]\n---\nkind: Namespace\nname: bank\n---\nkind: Service\nname: bank/a\n---\nkind: Service\nname: bank/b\n---\nkind: Tests\nname: bank-tests\ncases: { c: { from: bank/a, to: bank/b, connect: 1/tcp, expect: { verdict: deny } } }\n";
 
 fn applied(current: &[OwnedObject], text: &str) -> Result<Plan, Refusal> {
@@ -59,6 +59,7 @@ fn an_object_outside_of_what_its_set_owns_is_refused_with_its_owner_and_place() 
         ("kind: Group\nname: g\nmembers: [bank/a]\n", "mesh"),
         ("kind: Mesh\nname: other\n", "mesh"),
         ("kind: Namespace\nname: ops\n", "ops"),
+        ("kind: Peer\nname: laptop\n", "peer"),
     ] {
         let refusal = applied(&both(), &format!("{BANK}---\n{extra}")).unwrap_err();
         assert_eq!(refusal.reason, Reason::NamespaceOwned, "{extra}");

@@ -11,7 +11,9 @@ use proptest::sample::select;
 use super::super::document::Transport;
 
 pub(super) const SPACES: [&str; 3] = ["alpha", "beta", "gamma"];
-pub(super) const NAMES: [&str; 5] = ["alpha/one", "alpha/two", "beta/one", "beta/two", "gamma/one"];
+/// The last one is a plain device: no namespace document and no audit mode speaks of it.
+pub(super) const NAMES: [&str; 6] = ["alpha/one", "alpha/two", "beta/one", "beta/two", "gamma/one", DEVICE];
+pub(super) const DEVICE: &str = "peer/device";
 
 /// A port that services may declare.
 pub(super) struct Port {
@@ -120,7 +122,7 @@ pub(super) struct Mesh {
 }
 
 fn set() -> impl Strategy<Value = Set> {
-    let named = NAMES.iter().copied().chain(["alpha/*", "beta/*", "gamma/*", "group:prod", "group:list"]);
+    let named = NAMES.iter().copied().chain(["alpha/*", "beta/*", "gamma/*", "peer/*", "group:prod", "group:list"]);
     let term = prop_oneof![6 => select(named.collect::<Vec<_>>()), 1 => Just("any")];
     btree_set(term, 1..4).prop_map(|terms| Set(terms.into_iter().map(str::to_owned).collect()))
 }
@@ -233,19 +235,16 @@ pub(super) fn mesh() -> impl Strategy<Value = Mesh> {
             (namespace(0), namespace(1), namespace(2)),
             vec(service(count), NAMES.len()),
         )
-            .prop_map(|(prod, members, guards, rules, (a, b, c), services)| Mesh {
-                prod,
-                members,
-                guards,
-                rules,
-                namespaces: vec![a, b, c],
-                services,
+            .prop_map(|(prod, members, guards, rules, (a, b, c), mut services)| {
+                services.iter_mut().skip(NAMES.len() - 1).for_each(|device| device.audit = None);
+                Mesh { prod, members, guards, rules, namespaces: vec![a, b, c], services }
             })
     })
 }
 
 fn list(items: impl IntoIterator<Item = impl AsRef<str>>) -> String {
-    let items: Vec<String> = items.into_iter().map(|item| format!("\"{}\"", item.as_ref())).collect();
+    let written = |item: &str| if item == DEVICE { "peer:device".to_owned() } else { item.to_owned() };
+    let items: Vec<String> = items.into_iter().map(|item| format!("\"{}\"", written(item.as_ref()))).collect();
     format!("[{}]", items.join(", "))
 }
 
@@ -336,7 +335,10 @@ impl Mesh {
             namespace.guards.render(&mut text);
         }
         for (name, service) in NAMES.iter().zip(&self.services) {
-            let _ = writeln!(text, "---\nkind: Service\nname: {name}");
+            let _ = match name.strip_prefix("peer/") {
+                Some(device) => writeln!(text, "---\nkind: Peer\nname: {device}"),
+                None => writeln!(text, "---\nkind: Service\nname: {name}"),
+            };
             for (position, (port, _)) in PORTS.iter().zip(service.ports).filter(|(_, there)| *there).enumerate() {
                 if position == 0 {
                     text.push_str("ports:\n");

@@ -34,6 +34,19 @@ fn a_node_is_sent_its_services_those_they_reach_and_what_their_rules_name() {
 }
 
 #[test]
+fn a_node_is_sent_a_device_that_its_service_may_call_for_nobody_else_judges_there() {
+    let text = format!(
+        "{BANK}---\nkind: Peer\nname: printer\nports: {{ ipp: {{ port: 631, protocol: tcp }} }}\nallow: {{ print: {{ from: [shop/cart], ports: [ipp] }} }}\n"
+    );
+    let documents = documents(&text);
+    let is_sent = |local: &str| {
+        let list = slice(&documents, &whole(&text), &[name(local)], NOW);
+        list.iter().any(|object| (object.kind, object.name.as_str()) == (Kind::Peer, "printer"))
+    };
+    assert!(is_sent("shop/cart") && !is_sent("shop/web-frontend"));
+}
+
+#[test]
 fn a_slice_that_lost_a_group_or_an_include_is_refused_whole() {
     let documents = documents(BANK);
     let list = slice(&documents, &whole(BANK), &[name("bank/ledger")], NOW);
