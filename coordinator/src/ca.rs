@@ -12,6 +12,8 @@
 //! needed only to renew the other three, so it may be kept elsewhere in between. Issuance builds every
 //! certificate from the caller's terms; of a request only the public key is used.
 //!
+//! Private keys lie in the clear or sealed under a passphrase ([`KeyFiles`]).
+//!
 //! A root is replaced in steps ([`rotation`]). What hangs under each root that is trusted is its *family*: a directory of
 //! its own, whole before the store first names the root. The store alone says which roots are trusted and which signs;
 //! files that it does not name are of no account, so no crash leaves the two in disagreement.
@@ -22,12 +24,14 @@ mod files;
 mod issue;
 mod request;
 pub mod rotation;
+mod sealing;
 mod template;
 
 pub use authority::{Authority, CaParameters, ISSUING_LIFETIME, choose};
 pub use files::{CaError, pem};
 pub use issue::{IssuedNode, IssuedSvid, IssuedTunnel, TunnelTerms};
 pub use request::RequesterKey;
+pub use sealing::{KeyFiles, Passphrase};
 
 #[cfg(test)]
 mod tests;

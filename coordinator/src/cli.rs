@@ -1,6 +1,7 @@
 //! The command line of `warren-coordinator`.
 
 mod init;
+mod passphrase;
 mod recover;
 mod serve;
 mod status;
@@ -39,6 +40,8 @@ enum Command {
     Status(status::Status),
     /// Accept that a store has lost acknowledged changes, when no backup is to be had.
     Recover(recover::Recover),
+    /// Seal the CA's private keys under a passphrase, change it, or remove it. The coordinator must be stopped.
+    Passphrase(passphrase::Arguments),
     /// Get in again when no administrator's token is left.
     Admin {
         #[command(subcommand)]
@@ -85,6 +88,7 @@ pub fn run() -> ExitCode {
         Command::Serve(file) => serve::run(&file),
         Command::Status(status) => status.run(),
         Command::Recover(recover) => recover.run(),
+        Command::Passphrase(arguments) => arguments.run(),
         Command::Admin { command: AdminCommand::Recover(file) } => recover::admin(&file),
         Command::Reference => print(config::REFERENCE),
         Command::Openapi => openapi(),

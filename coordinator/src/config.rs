@@ -36,6 +36,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Between two heartbeats.
     pub heartbeat: Duration,
+    /// The passphrase of the CA's keys is in this file.
+    pub ca_passphrase_file: Option<PathBuf>,
     /// Accept file systems whose syncs cannot be trusted.
     pub any_file_system: bool,
     /// Bytes below which no change is taken.
@@ -55,6 +57,7 @@ impl Config {
             advertise: Vec::new(),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 8444)),
             heartbeat: Duration::from_secs(20),
+            ca_passphrase_file: None,
             any_file_system: false,
             keep_free: 256 << 20,
             log_level: "info".to_owned(),
@@ -73,6 +76,7 @@ struct Document {
     advertise: Option<Vec<String>>,
     admin_listen: Option<String>,
     heartbeat: Option<String>,
+    ca_passphrase_file: Option<String>,
     store: StoreDocument,
     log: LogDocument,
 }
@@ -98,7 +102,7 @@ struct Key {
     set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
-const KEYS: [Key; 10] = [
+const KEYS: [Key; 11] = [
     Key {
         name: "directory",
         read: |d| d.directory.clone(),
@@ -137,6 +141,11 @@ const KEYS: [Key; 10] = [
             c.heartbeat = beat;
             Ok(())
         },
+    },
+    Key {
+        name: "ca_passphrase_file",
+        read: |d| d.ca_passphrase_file.clone(),
+        set: |c, text| absolute(text).map(|path| c.ca_passphrase_file = Some(path)),
     },
     Key {
         name: "store.any_file_system",

@@ -12,9 +12,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use warren_proto::UnixTime;
 
 use crate::admin_api::{self, Api};
-use crate::ca::{Authority, CaParameters, pem};
+use crate::ca::rotation::TrustRoots;
+use crate::ca::{Authority, CaError, CaParameters, KeyFiles, Passphrase, pem};
 use crate::clock::{self, WallClock};
 use crate::config::Config;
 use crate::distribution::{LinkSettings, Links, Listener, ListenerError};
@@ -27,6 +29,8 @@ use crate::store::{OpenError, Options, Seams, SledStore, Store};
 pub const CLOCK_FILE: &str = "clock";
 /// File under the state directory with the root that signs, PEM, for administrators' commands.
 pub const ROOT_FILE: &str = "root.pem";
+/// The systemd credential that holds the passphrase of the CA's keys.
+const CREDENTIAL: &str = "ca-passphrase";
 /// Directory of the CA under the state directory.
 pub const CA_DIRECTORY: &str = "ca";
 
@@ -55,6 +59,45 @@ pub fn store_options(config: &Config) -> Options {
 /// Opens the store, with the next step for each way in which it can fail.
 pub fn open_store(config: &Config) -> Result<SledStore, Failure> {
     SledStore::open(store_options(config), Seams::default()).map_err(|error| store_failure(&error))
+}
+
+/// The passphrase of the CA's keys: in the file that the configuration names, else the systemd credential; none where
+/// there is neither.
+pub fn ca_passphrase(config: &Config) -> Result<Option<Passphrase>, Failure> {
+    if let Some(path) = &config.ca_passphrase_file {
+        return read_passphrase(path).map(Some);
+    }
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|place| PathBuf::from(place).join(CREDENTIAL));
+    credential.filter(|path| path.exists()).map(|path| read_passphrase(&path)).transpose()
+}
+
+/// Reads a passphrase. Its words are nowhere in what is said of a failure.
+pub fn read_passphrase(path: &Path) -> Result<Passphrase, Failure> {
+    Passphrase::read(path)
+        .map_err(|error| Failure::new(Exit::Failed, format!("the CA's passphrase in {}: {error}", path.display())))
+}
+
+/// What a CA that does not open means to a script. Its words name the next step.
+#[must_use]
+pub fn ca_failure(error: &CaError) -> Failure {
+    let exit = match error {
+        CaError::Sealed { .. } | CaError::NotSealed { .. } | CaError::WrongPassphrase { .. } => Exit::NotPermitted,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("the certificate authority: {error}"))
+}
+
+/// The CA of a configuration, its keys opened with the passphrase where they are sealed.
+pub fn open_authority(
+    config: &Config,
+    parameters: &CaParameters,
+    trust: Option<&TrustRoots>,
+    now: UnixTime,
+) -> Result<Authority, Failure> {
+    let passphrase = ca_passphrase(config)?;
+    let keys = KeyFiles::open(&config.directory.join(CA_DIRECTORY), passphrase.as_ref());
+    let opened = keys.and_then(|keys| Authority::open_with(Arc::new(keys), parameters, trust, now));
+    opened.map_err(|error| ca_failure(&error))
 }
 
 /// What a store that does not open means to a script. Its words name the next step.
@@ -93,8 +136,7 @@ impl Server {
             coordinator: config.name.clone(),
             overlay: settings.overlay,
         };
-        let authority = Authority::open(&config.directory.join(CA_DIRECTORY), &parameters, trust.as_ref(), clock.now())
-            .map_err(|error| Failure::new(Exit::Failed, format!("the certificate authority: {error}")))?;
+        let authority = open_authority(&config, &parameters, trust.as_ref(), clock.now())?;
         let clock = Arc::new(clock);
         let store: Arc<dyn Store> = Arc::new(store);
         let registry = Registry::open(store, authority, Arc::clone(&clock), config.advertise.clone()).await?;
@@ -224,7 +266,10 @@ async fn maintain(registry: Arc<Registry>, clock: Arc<WallClock>, root_file: Pat
             _ = sweep.tick() => forget(&registry).await,
             _ = renewal.tick() => renew(&registry).await,
             _ = peers.tick() => renew_peers(&registry).await,
-            Ok(()) = authority.changed() => keep_root_file(&registry, &root_file),
+            Ok(()) = authority.changed() => {
+                keep_root_file(&registry, &root_file);
+                renew_peers(&registry).await;
+            }
         }
     }
 }

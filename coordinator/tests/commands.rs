@@ -28,20 +28,28 @@ struct Mesh {
 
 impl Mesh {
     fn init() -> Self {
+        Self::init_with(&[])
+    }
+
+    fn init_with(more: &[&str]) -> Self {
         let home = tempfile::tempdir().unwrap();
         let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let mesh = Self { home, listen, admin };
-        let output = mesh.init_again();
+        let output = mesh.init_again_with(more);
         assert!(output.status.success(), "{}", error_of(&output));
         mesh
     }
 
     fn init_again(&self) -> Output {
+        self.init_again_with(&[])
+    }
+
+    fn init_again_with(&self, more: &[&str]) -> Output {
         let directory = self.directory();
         let directory = directory.to_str().unwrap();
         let addresses = ["--listen", &self.listen, "--admin-listen", &self.admin, "--any-file-system"];
-        run(&[&["init", "--dir", directory, "--domain", "bank.example"], addresses.as_slice()].concat())
+        run(&[&["init", "--dir", directory, "--domain", "bank.example"], addresses.as_slice(), more].concat())
     }
 
     fn directory(&self) -> PathBuf {
@@ -285,4 +293,76 @@ fn the_book_states_every_configuration_key_as_the_command_prints_it() {
     let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/coordinator.md");
     let book = fs::read_to_string(book).unwrap();
     assert!(book.contains(&String::from_utf8(printed.stdout).unwrap()), "copy `warren-coordinator reference` there");
+}
+
+/// A file with a passphrase, outside of the mesh's directory.
+fn passphrase(place: &Path, name: &str, text: &str) -> String {
+    let path = place.join(name);
+    fs::write(&path, format!("{text}\n")).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn ca_keys_in_the_clear(mesh: &Mesh) -> usize {
+    let files = ["ca/root/root.key", "ca/issuing.pem", "ca/coordinator.pem", "ca/signer.pem"];
+    files.iter().filter(|file| fs::read_to_string(mesh.file(file)).unwrap().contains("PRIVATE KEY")).count()
+}
+
+#[test]
+fn a_coordinator_whose_ca_keys_are_sealed_serves_with_their_passphrase_only() {
+    let place = tempfile::tempdir().unwrap();
+    let right = passphrase(place.path(), "right", "correct horse");
+    let wrong = passphrase(place.path(), "wrong", "correct house");
+    let mesh = Mesh::init_with(&["--ca-passphrase-file", &right]);
+    assert_eq!(ca_keys_in_the_clear(&mesh), 0);
+    assert_eq!(mesh.start().signal(Signal::TERM), Some(0));
+    let told = mesh.serve().env("WARREN_COORDINATOR_CA_PASSPHRASE_FILE", &wrong).output().unwrap();
+    assert_eq!(told.status.code(), Some(5));
+    assert!(error_of(&told).contains("the passphrase does not open"), "{}", error_of(&told));
+    for output in [&told.stderr, &told.stdout] {
+        assert!(!String::from_utf8_lossy(output).contains("correct"), "a passphrase is never shown");
+    }
+
+    let config = fs::read_to_string(mesh.file("coordinator.yaml")).unwrap();
+    let without: String =
+        config.lines().filter(|line| !line.starts_with("ca_passphrase_file")).map(|line| format!("{line}\n")).collect();
+    fs::write(mesh.file("coordinator.yaml"), without).unwrap();
+    let told = mesh.serve().output().unwrap();
+    assert_eq!(told.status.code(), Some(5));
+    assert!(error_of(&told).contains("none was given"), "{}", error_of(&told));
+
+    // As systemd hands it over.
+    passphrase(place.path(), "ca-passphrase", "correct horse");
+    let mut child = mesh.serve().env("CREDENTIALS_DIRECTORY", place.path()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.lines().last().unwrap_or_default().contains(" ready ") {
+        assert_ne!(log.read_line(&mut seen).unwrap(), 0, "it ended: {seen}");
+    }
+    let config = mesh.file("coordinator.yaml");
+    let config = config.to_str().unwrap();
+    let while_it_runs = run(&["passphrase", "--config", config, "--current-file", &right, "remove"]);
+    assert_eq!(while_it_runs.status.code(), Some(7), "{}", error_of(&while_it_runs));
+    let mut running = Running { child, _log: log };
+    assert_eq!(running.signal(Signal::TERM), Some(0));
+}
+
+#[test]
+fn the_passphrase_of_a_mesh_that_is_there_is_set_changed_and_removed() {
+    let place = tempfile::tempdir().unwrap();
+    let first = passphrase(place.path(), "first", "one");
+    let second = passphrase(place.path(), "second", "two");
+    let mesh = Mesh::init();
+    let config = mesh.file("coordinator.yaml");
+    let verb = |words: &[&str]| run(&[&["passphrase", "--config", config.to_str().unwrap()], words].concat());
+    assert_eq!(ca_keys_in_the_clear(&mesh), 4);
+    let done = verb(&["set", "--new-file", &first]);
+    assert!(done.status.success(), "{}", error_of(&done));
+    assert_eq!(ca_keys_in_the_clear(&mesh), 0);
+    assert_eq!(verb(&["set", "--new-file", &second]).status.code(), Some(5), "the one in force is needed");
+    assert_eq!(verb(&["--current-file", &second, "set", "--new-file", &second]).status.code(), Some(5));
+    assert!(verb(&["--current-file", &first, "set", "--new-file", &second]).status.success());
+    assert_eq!(verb(&["remove"]).status.code(), Some(2));
+    assert!(verb(&["--current-file", &second, "remove"]).status.success());
+    assert_eq!(ca_keys_in_the_clear(&mesh), 4);
+    assert_eq!(mesh.start().signal(Signal::TERM), Some(0));
 }

@@ -62,6 +62,7 @@ fn status(api: &Api) -> CaStatus {
     CaStatus {
         stage: trust.stage(),
         sequence: trust.sequence(),
+        keys_sealed: authority.keys_are_sealed(),
         roots: roots.collect(),
         issuing: issuer(authority.issuer_certificate()),
         coordinator: leaf(authority.coordinator_certificate().leaf()),

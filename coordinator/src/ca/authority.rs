@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{Issuer, KeyPair};
@@ -13,6 +14,7 @@ use warren_proto::{Overlay, TrustBundle, TrustDomain, UnixTime, wire};
 use super::family::{self, Family, NewRoot, ROOT_CERTIFICATE};
 use super::files::{self, CaError};
 use super::rotation::TrustRoots;
+use super::sealing::{KeyFiles, Passphrase};
 
 /// The shortest lifetime of a certificate, and how long before its issuer's end issuance stops.
 pub(super) const MINIMUM_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -21,7 +23,7 @@ pub(super) const MINIMUM_LIFETIME: Duration = Duration::from_secs(5 * 60);
 pub const ISSUING_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Directory of the families of later roots. The first root's is the CA's directory itself.
-const LATER_ROOTS: &str = "roots";
+pub(super) const LATER_ROOTS: &str = "roots";
 
 /// What certificates say about the mesh and this coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +38,7 @@ pub struct CaParameters {
 
 /// A CA ready to issue. Immutable: [`Authority::renewed`] and [`Authority::under`] give the next one.
 pub struct Authority {
-    directory: PathBuf,
+    keys: Arc<KeyFiles>,
     parameters: CaParameters,
     trust: TrustRoots,
     bundle: TrustBundle,
@@ -48,7 +50,7 @@ pub struct Authority {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
-            .field("directory", &self.directory)
+            .field("keys", &self.keys)
             .field("root", &self.signing.root)
             .field("issuing", &self.signing.issuing)
             .finish_non_exhaustive()
@@ -61,25 +63,53 @@ impl Authority {
     /// # Errors
     /// [`CaError`], naming the file.
     pub fn init(directory: &Path, parameters: &CaParameters, now: UnixTime) -> Result<Self, CaError> {
+        Self::init_sealed(directory, None, parameters, now)
+    }
+
+    /// The same with its keys sealed under a passphrase, where there is one.
+    ///
+    /// # Errors
+    /// [`CaError`], naming the file.
+    pub fn init_sealed(
+        directory: &Path,
+        passphrase: Option<&Passphrase>,
+        parameters: &CaParameters,
+        now: UnixTime,
+    ) -> Result<Self, CaError> {
         let certificate_path = directory.join(ROOT_CERTIFICATE);
         if certificate_path.exists() {
             return Err(CaError::AlreadyInitialised { path: certificate_path });
         }
-        NewRoot::generate(parameters, now)?.write(directory)?;
-        Self::open(directory, parameters, None, now)
+        let keys = Arc::new(KeyFiles::create(directory, passphrase)?);
+        NewRoot::generate(parameters, now)?.write(&keys, directory)?;
+        Self::open_with(keys, parameters, None, now)
     }
 
     /// Reads the CA from `directory` and issues again what is missing or past half of its life. `trust` is what the
     /// store says of the roots; none where they were never rotated, and the directory's own root is the only one.
     ///
     /// # Errors
-    /// [`CaError`], naming the file. A damaged file is refused, not replaced.
+    /// [`CaError`], naming the file. A damaged file is refused, not replaced. Keys that are sealed are not opened.
     pub fn open(
         directory: &Path,
         parameters: &CaParameters,
         trust: Option<&TrustRoots>,
         now: UnixTime,
     ) -> Result<Self, CaError> {
+        Self::open_with(Arc::new(KeyFiles::open(directory, None)?), parameters, trust, now)
+    }
+
+    /// The same over key files that were opened.
+    ///
+    /// # Errors
+    /// As [`Authority::open`].
+    pub fn open_with(
+        keys: Arc<KeyFiles>,
+        parameters: &CaParameters,
+        trust: Option<&TrustRoots>,
+        now: UnixTime,
+    ) -> Result<Self, CaError> {
+        let directory = keys.directory();
         files::ensure_directory(directory)?;
         let first = family::read_root(directory)?;
         let trust = match (trust, &first) {
@@ -102,7 +132,7 @@ impl Authority {
         for root in trust.roots() {
             let signs = root.sha256.0 == *trust.signing();
             let issuing_after = if signs { trust.issuing_after() } else { UnixTime(0) };
-            let family = Family::open(&place(&root.sha256.0), parameters, issuing_after, now)?;
+            let family = Family::open(&keys, &place(&root.sha256.0), parameters, issuing_after, now)?;
             if family.sha256 != root.sha256.0 {
                 return Err(damaged("not the root that the store names".to_owned()));
             }
@@ -113,7 +143,7 @@ impl Authority {
             }
         }
         let signing = signing.ok_or_else(|| damaged("the store names no root that signs".to_owned()))?;
-        Ok(Self { directory: directory.to_owned(), parameters: parameters.clone(), trust, bundle, signing, other })
+        Ok(Self { parameters: parameters.clone(), trust, bundle, signing, other, keys })
     }
 
     /// The CA with everything issued again that is past half of its life at `now`; `None` when nothing is. Reads
@@ -131,7 +161,7 @@ impl Authority {
     /// # Errors
     /// [`CaError`]; this one stays usable.
     pub fn under(&self, trust: &TrustRoots, now: UnixTime) -> Result<Self, CaError> {
-        Self::open(&self.directory, &self.parameters, Some(trust), now)
+        Self::open_with(Arc::clone(&self.keys), &self.parameters, Some(trust), now)
     }
 
     /// Makes a root that nobody trusts yet, with all that hangs under it, and gives its DER. It is of no account until
@@ -141,10 +171,10 @@ impl Authority {
     /// [`CaError`], naming the file.
     pub fn make_root(&self, now: UnixTime) -> Result<Vec<u8>, CaError> {
         let root = NewRoot::generate(&self.parameters, now)?;
-        files::ensure_directory(&self.directory.join(LATER_ROOTS))?;
-        let directory = later_root(&self.directory, &root.sha256());
-        root.write(&directory)?;
-        Ok(Family::open(&directory, &self.parameters, UnixTime(0), now)?.root.der().to_vec())
+        files::ensure_directory(&self.keys.directory().join(LATER_ROOTS))?;
+        let directory = later_root(self.keys.directory(), &root.sha256());
+        root.write(&self.keys, &directory)?;
+        Ok(Family::open(&self.keys, &directory, &self.parameters, UnixTime(0), now)?.root.der().to_vec())
     }
 
     /// The roots as the store names them.
@@ -175,6 +205,12 @@ impl Authority {
     #[must_use]
     pub fn holds_root_key(&self) -> bool {
         self.signing.holds_root_key()
+    }
+
+    /// Whether the private keys on disk are sealed under a passphrase.
+    #[must_use]
+    pub fn keys_are_sealed(&self) -> bool {
+        self.keys.is_sealed()
     }
 
     /// The issuing intermediate.

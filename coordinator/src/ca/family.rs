@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::authority::{CaParameters, ISSUING_LIFETIME, MINIMUM_LIFETIME};
 use super::files::{self, CaError};
+use super::sealing::KeyFiles;
 use super::template::{self, Validity};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -25,10 +26,12 @@ const COORDINATOR_LIFETIME: Duration = DAY.saturating_mul(30);
 const SIGNER_LIFETIME: Duration = DAY.saturating_mul(90);
 
 pub(super) const ROOT_CERTIFICATE: &str = "root/root.crt";
-const ROOT_KEY: &str = "root/root.key";
+pub(super) const ROOT_KEY: &str = "root/root.key";
 const ISSUING: &str = "issuing.pem";
 const COORDINATOR: &str = "coordinator.pem";
 const SIGNER: &str = "signer.pem";
+/// The files of a family that hold private keys.
+pub(super) const PRIVATE_FILES: [&str; 4] = [ROOT_KEY, ISSUING, COORDINATOR, SIGNER];
 
 /// A root with its intermediate, the coordinator's certificate and the manifest signer.
 pub(super) struct Family {
@@ -62,10 +65,10 @@ impl NewRoot {
     }
 
     /// Writes it. The certificate last: a directory holds a root once it is there.
-    pub(super) fn write(&self, directory: &Path) -> Result<(), CaError> {
+    pub(super) fn write(&self, keys: &KeyFiles, directory: &Path) -> Result<(), CaError> {
         files::ensure_directory(directory)?;
         files::ensure_directory(&directory.join("root"))?;
-        files::write(&directory.join(ROOT_KEY), &Zeroizing::new(self.key.serialize_pem()))?;
+        keys.write(&directory.join(ROOT_KEY), &Zeroizing::new(self.key.serialize_pem()))?;
         files::write(&directory.join(ROOT_CERTIFICATE), &self.certificate.pem())
     }
 }
@@ -81,7 +84,7 @@ pub(super) fn read_root(directory: &Path) -> Result<Option<AuthorityCertificate>
 
 /// Deletes what a retired root leaves: its keys first.
 pub(super) fn delete(directory: &Path) -> Result<(), CaError> {
-    for file in [ROOT_KEY, ISSUING, COORDINATOR, SIGNER, ROOT_CERTIFICATE] {
+    for file in PRIVATE_FILES.into_iter().chain([ROOT_CERTIFICATE]) {
         files::remove(&directory.join(file))?;
     }
     Ok(())
@@ -91,6 +94,7 @@ impl Family {
     /// Reads `directory` and issues again what is missing, past half of its life, or older than `issuing_after` where
     /// it is the intermediate.
     pub(super) fn open(
+        keys: &KeyFiles,
         directory: &Path,
         parameters: &CaParameters,
         issuing_after: UnixTime,
@@ -102,7 +106,7 @@ impl Family {
         if now.until(root.not_after()) < MINIMUM_LIFETIME {
             return Err(CaError::RootEnds { not_after: root.not_after() });
         }
-        let workshop = Workshop { directory, parameters, root: &root, now };
+        let workshop = Workshop { keys, directory, parameters, root: &root, now };
         let never = UnixTime(0);
         let issuing = workshop.credential(ISSUING, "the issuing certificate", &Kind::ISSUING, issuing_after)?;
         let coordinator =
@@ -153,6 +157,7 @@ impl Family {
 
 /// What makes and reads the credentials under a root.
 struct Workshop<'a> {
+    keys: &'a KeyFiles,
     directory: &'a Path,
     parameters: &'a CaParameters,
     root: &'a AuthorityCertificate,
@@ -239,7 +244,7 @@ impl Workshop<'_> {
         made_after: UnixTime,
     ) -> Result<Credential<C>, CaError> {
         let path = self.directory.join(file);
-        if let Some(pem) = files::read(&path)? {
+        if let Some(pem) = self.keys.read(&path)? {
             let held = read_credential(&path, &pem, kind)?;
             let (not_before, not_after) = (kind.dates)(&held.checked);
             let asked_for = not_before.plus(CLOCK_SKEW) >= made_after;
@@ -257,7 +262,7 @@ impl Workshop<'_> {
 
     fn make<C>(&self, path: &Path, what: &'static str, kind: &Kind<C>) -> Result<Credential<C>, CaError> {
         let root_key_path = self.directory.join(ROOT_KEY);
-        let Some(pem) = files::read(&root_key_path)? else {
+        let Some(pem) = self.keys.read(&root_key_path)? else {
             return Err(CaError::RootKeyAway { path: root_key_path, what });
         };
         let root_key = KeyPair::from_pem(&pem)
@@ -272,7 +277,7 @@ impl Workshop<'_> {
         let certificate = (kind.template)(self.parameters, validity)?.signed_by(&key, &issuer)?;
         let pem = Zeroizing::new(format!("{}{}", *Zeroizing::new(key.serialize_pem()), certificate.pem()));
         let made = read_credential(path, &pem, kind)?;
-        files::write(path, &pem)?;
+        self.keys.write(path, &pem)?;
         Ok(made)
     }
 }

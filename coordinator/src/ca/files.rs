@@ -53,6 +53,37 @@ pub enum CaError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Keys are sealed, and there is no passphrase.
+    #[error(
+        "{path}: the CA's keys are sealed under a passphrase and none was given; set ca_passphrase_file, or give the systemd credential ca-passphrase"
+    )]
+    Sealed {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A passphrase for keys that are not sealed.
+    #[error(
+        "the CA's keys in {path} lie in the clear, and a passphrase was given; seal them with `warren-coordinator passphrase set`, or take it away"
+    )]
+    NotSealed {
+        /// The CA's directory.
+        path: PathBuf,
+    },
+    /// One key in the clear beside sealed ones.
+    #[error("{path} holds a key in the clear beside sealed ones; seal it with `warren-coordinator passphrase set`")]
+    InTheClear {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The passphrase opens nothing.
+    #[error("the passphrase does not open {path}: it is another one's, or the file was altered")]
+    WrongPassphrase {
+        /// The file with the wrapped key.
+        path: PathBuf,
+    },
+    /// A key could not be derived, sealed or written.
+    #[error("sealing a key failed; is there memory for Argon2 (64 MiB)?")]
+    Cipher,
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

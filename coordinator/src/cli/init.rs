@@ -18,7 +18,7 @@ use crate::clock::{self, WallClock};
 use crate::config::{Config, duration};
 use crate::failure::{Exit, Failure};
 use crate::registry::{Caller, Registry};
-use crate::server::{CA_DIRECTORY, CLOCK_FILE, ROOT_FILE, store_failure, store_options};
+use crate::server::{CA_DIRECTORY, CLOCK_FILE, ROOT_FILE, ca_failure, ca_passphrase, store_failure, store_options};
 use crate::state::records::{AdminToken, MeshSettings};
 use crate::store::{Seams, SledStore, Store};
 
@@ -57,6 +57,9 @@ pub(super) struct Init {
     /// Without a heartbeat for so long a node admits no new peer.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     stale_after: Duration,
+    /// Seal the CA's private keys under the passphrase in this file, which `serve` then needs as well.
+    #[arg(long, value_name = "FILE")]
+    ca_passphrase_file: Option<PathBuf>,
     /// Accept a file system whose syncs cannot be trusted.
     #[arg(long)]
     any_file_system: bool,
@@ -132,7 +135,9 @@ impl Init {
         fs::set_permissions(&directory, std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .map_err(failed(&directory))?;
         let file = directory.join("coordinator.yaml");
-        write_new(&file, self.configuration().as_bytes(), 0o644).map_err(failed(&file))?;
+        let passphrase = self.ca_passphrase_file.as_deref().map(std::path::absolute).transpose();
+        let passphrase = passphrase.map_err(failed(&directory))?;
+        write_new(&file, self.configuration(passphrase.as_deref()).as_bytes(), 0o644).map_err(failed(&file))?;
         let config = load(&file)?;
         let clock_file = directory.join(CLOCK_FILE);
         let clock = WallClock::open(&clock_file, clock::system()).map_err(failed(&clock_file))?;
@@ -142,8 +147,10 @@ impl Init {
             coordinator: config.name.clone(),
             overlay: settings.overlay,
         };
-        let authority = Authority::init(&directory.join(CA_DIRECTORY), &parameters, clock.now())
-            .map_err(|error| Failure::new(Exit::Failed, format!("the certificate authority: {error}")))?;
+        let passphrase = ca_passphrase(&config)?;
+        let ca = directory.join(CA_DIRECTORY);
+        let authority = Authority::init_sealed(&ca, passphrase.as_ref(), &parameters, clock.now())
+            .map_err(|error| ca_failure(&error))?;
         let root = directory.join(ROOT_FILE);
         write_new(&root, pem(authority.root_der()).as_bytes(), 0o644).map_err(failed(&root))?;
         let store =
@@ -156,17 +163,19 @@ impl Init {
         Ok(config)
     }
 
-    fn configuration(&self) -> String {
+    fn configuration(&self, passphrase: Option<&Path>) -> String {
+        let passphrase = passphrase.map(|path| format!("ca_passphrase_file: {:?}\n", path.display().to_string()));
         let advertise: Vec<_> = self.advertise.iter().map(|address| format!("{address:?}")).collect();
         format!(
             "# Written by `warren-coordinator init`. Every key: `warren-coordinator reference`.\n\
-             name: {}\nlisten: \"{}\"\nadvertise: [{}]\nadmin_listen: \"{}\"\nheartbeat: {}s\n\
+             name: {}\nlisten: \"{}\"\nadvertise: [{}]\nadmin_listen: \"{}\"\nheartbeat: {}s\n{}\
              store:\n  any_file_system: {}\n",
             self.name,
             self.listen,
             advertise.join(", "),
             self.admin_listen,
             self.heartbeat.as_secs().max(1),
+            passphrase.unwrap_or_default(),
             self.any_file_system,
         )
     }

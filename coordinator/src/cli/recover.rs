@@ -10,11 +10,11 @@ use clap::Args;
 use super::init::with_registry;
 use super::{ConfigFile, block_on, print};
 use crate::admin_api::first_run_token;
-use crate::ca::{Authority, CaParameters};
+use crate::ca::CaParameters;
 use crate::clock::{self, WallClock};
 use crate::failure::{Exit, Failure};
 use crate::registry::{Caller, read_settings, read_trust};
-use crate::server::{CA_DIRECTORY, CLOCK_FILE, open_store, store_failure, store_options};
+use crate::server::{CLOCK_FILE, open_authority, open_store, store_failure, store_options};
 use crate::store::{Seams, SledStore, Store};
 
 #[derive(Debug, Args)]
@@ -65,8 +65,7 @@ pub(super) fn admin(file: &ConfigFile) -> Result<Exit, Failure> {
             coordinator: config.name.clone(),
             overlay: settings.overlay,
         };
-        let authority = Authority::open(&config.directory.join(CA_DIRECTORY), &parameters, trust.as_ref(), clock.now())
-            .map_err(|error| Failure::new(Exit::Failed, format!("the certificate authority: {error}")))?;
+        let authority = open_authority(&config, &parameters, trust.as_ref(), clock.now())?;
         with_registry(store, authority, clock, &config, async |registry| {
             registry.create_admin_token(&Caller::new("admin-recover"), token, None).await?;
             Ok(())

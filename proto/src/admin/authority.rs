@@ -55,6 +55,9 @@ pub struct CaStatus {
     pub stage: RotationStage,
     /// Number of the trust bundle: rises with each change of the roots.
     pub sequence: u64,
+    /// Whether the private keys on the coordinator's disk are sealed under a passphrase.
+    #[serde(default)]
+    pub keys_sealed: bool,
     /// The roots that nodes trust, in the order of their introduction.
     pub roots: Vec<CaRoot>,
     /// The issuing intermediate.

@@ -177,6 +177,8 @@ impl Present for CaStatus {
     fn text(&self, wide: bool) -> String {
         let mut text = format!("stage:     {}\n", stage(self.stage));
         text.push_str(&format!("bundle:    sequence {}\n", self.sequence));
+        let keys = if self.keys_sealed { "sealed under a passphrase" } else { "in the clear" };
+        text.push_str(&format!("keys:      {keys} on the coordinator's disk\n"));
         if let Some(before) = self.renew_before {
             text.push_str(&format!("renewal:   certificates issued until {before} are replaced\n"));
         }
