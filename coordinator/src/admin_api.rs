@@ -121,6 +121,7 @@ fn routes() -> OpenApiRouter<Api> {
             .routes(routes!(ca::get))
             .routes(routes!(ca::rotate))
             .routes(routes!(audit::list))
+            .routes(routes!(audit::rows))
             .routes(routes!(audit::verify))
             .routes(routes!(admin_tokens::list, admin_tokens::create))
             .routes(routes!(admin_tokens::delete))

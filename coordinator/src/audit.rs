@@ -201,6 +201,25 @@ pub async fn page(store: &dyn Store, before: Option<Cursor>, limit: usize) -> Re
     Ok(Page { entries, next })
 }
 
+/// Reads at most [`MAX_PAGE`] rows behind the cursor as they are stored, oldest first, and says whether there are more.
+///
+/// # Errors
+/// When the store cannot be read or a row is not text.
+pub async fn rows(store: &dyn Store, after: Cursor) -> Result<(Vec<String>, Option<Cursor>), Refusal> {
+    let after = (after.0 > 0).then(|| key(after.0));
+    let read = Read { prefix: PREFIX.to_vec(), after, limit: MAX_PAGE, descending: false };
+    let snapshot = store.snapshot(read).await?;
+    let last = match snapshot.entries.last().filter(|_| snapshot.more) {
+        Some(last) => Some(Cursor(parse(&last.value)?.seq)),
+        None => None,
+    };
+    let text = |bytes: Vec<u8>| {
+        String::from_utf8(bytes).map_err(|_| Refusal::new(Reason::StateCorrupt, "an audit entry is not text"))
+    };
+    let rows = snapshot.entries.into_iter().map(|stored| text(stored.value)).collect::<Result<_, _>>()?;
+    Ok((rows, last))
+}
+
 /// An unbroken chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verified {

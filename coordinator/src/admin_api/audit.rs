@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use axum::extract::State;
-use warren_proto::admin::{AuditEntry, AuditList, AuditReport, Page, Versioned};
+use utoipa::IntoParams;
+use warren_proto::admin::{AuditEntry, AuditExport, AuditList, AuditReport, Page, Versioned};
 use warren_proto::reason::{Reason, Refusal};
 
 use super::problem::ApiError;
@@ -35,6 +36,28 @@ pub(super) async fn list(
     });
     let next_cursor = page.next.map(|Cursor(seq)| cursor(&seq.to_string()));
     Ok(Answer::ok(AuditList { page: Page { items: items.collect(), next_cursor } }))
+}
+
+#[derive(Debug, serde::Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct After {
+    /// Only rows behind this one; all unless said.
+    #[serde(default)]
+    after: u64,
+}
+
+/// The log's rows as they are stored, oldest first, for whoever checks the chain by himself: each holds the SHA-256 of the one
+/// before.
+#[utoipa::path(get, path = "/audit/rows", tag = "audit", params(After), security(("token" = [])),
+    responses((status = 200, body = Versioned<AuditExport>)))]
+pub(super) async fn rows(
+    State(api): State<Api>,
+    _: Authorized<Viewer>,
+    Params(After { after }): Params<After>,
+) -> Result<Answer<AuditExport>, ApiError> {
+    let (rows, next) = audit::rows(&**api.registry().store(), Cursor(after)).await?;
+    Ok(Answer::ok(AuditExport { rows, next: next.map(|Cursor(seq)| seq) }))
 }
 
 /// Checks every link of the log's chain, for one request at a time. While the log does not grow, a good outcome is given again

@@ -233,6 +233,7 @@ const OPERATIONS: &[(&str, &str, Option<Role>)] = &[
     ("get", "/revocations", Some(Role::Viewer)),
     ("post", "/revocations", Some(Role::Operator)),
     ("get", "/audit", Some(Role::Viewer)),
+    ("get", "/audit/rows", Some(Role::Viewer)),
     ("get", "/audit/verify", Some(Role::Viewer)),
     ("get", "/admin-tokens", Some(Role::CaAdmin)),
     ("post", "/admin-tokens", Some(Role::CaAdmin)),

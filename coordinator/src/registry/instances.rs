@@ -12,8 +12,6 @@ use super::nodes::{admitted_node, certificate_key, key_hash, key_in_use};
 use super::peers::{refuse_devices, serves_devices};
 use super::tokens::check_match;
 use super::{Caller, Entry, Plan, Registry, Standing, Transaction, allocation};
-use crate::ca::{RequesterKey, TunnelTerms};
-use super::{Caller, Entry, Plan, Registry, Transaction, allocation};
 use crate::ca::{IssuedTunnel, RequesterKey, TunnelTerms};
 use crate::state::records::{
     AddressLease, Der, Hex32, Instance, KeyOwner, KeyUse, MeshSettings, Node, TunnelCertificate,

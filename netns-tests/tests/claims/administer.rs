@@ -24,6 +24,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         claim("administer::a_coordinator_of_another_mesh_gets_no_token", another_mesh),
         claim("administer::policy_is_checked_and_tested_with_the_coordinator_away", offline),
         claim("administer::the_log_has_a_row_for_every_change_and_its_chain_holds", audit),
+        claim(
+            "administer::an_exported_log_shows_without_the_coordinator_that_it_is_whole_and_what_it_issued",
+            exported,
+        ),
         claim("administer::what_a_node_may_hold_is_changed_and_what_ended_on_it_is_forgotten", node_verbs),
     ]
 }
@@ -131,6 +135,34 @@ fn offline() -> Result<()> {
     ensure!(found.stdout.contains("offline.yaml:"), "{found:?}");
     let away = mesh.coordinator.say(&["node", "list"])?.expect(4)?;
     ensure!(away.stderr.contains("warren-coordinator serve"), "the next step is not named: {away:?}");
+    Ok(())
+}
+
+fn exported() -> Result<()> {
+    let mut mesh = Mesh::new(&[])?;
+    mesh.try_apply(POLICY, &[])?.expect(0)?;
+    let web = mesh.node("web-1", WEB)?;
+    let shown = web.say(&["cert", "show", "-o", "json"])?.expect(0)?.json()?;
+    let certificates = shown["items"].as_array().context("certificates")?;
+    let tunnel = certificates.iter().find(|item| item["tunnelKey"].is_string()).context("a tunnel certificate")?;
+    let serial = tunnel["serial"].as_str().context("its serial number")?.to_owned();
+    let noted = mesh.coordinator.say(&["audit", "verify", "-o", "json"])?.expect(0)?.json()?;
+    let noted = noted["head"].as_str().context("a head")?.to_owned();
+    mesh.token(WEB, &[])?;
+    let rows = mesh.coordinator.say(&["audit", "export"])?.expect(0)?.stdout;
+    let newest = mesh.coordinator.say(&["audit", "verify", "-o", "json"])?.expect(0)?.json()?;
+    mesh.coordinator.stop()?;
+    let file = mesh.lab.directory().join("audit.jsonl");
+    let name = file.to_str().context("a path in UTF-8")?;
+    std::fs::write(&file, &rows)?;
+    let all = ["audit", "verify", "--file", name, "--noted", &noted, "--serial", &serial, "-o", "json"];
+    let report = web.say(&all)?.expect(0)?.json()?;
+    ensure!(report["head"] == newest["head"] && report["entries"] == newest["entries"], "{report:#} {newest:#}");
+    ensure!(report["issuedIn"].as_array().map(Vec::len) == Some(1), "{report:#}");
+    web.say(&["audit", "verify", "--file", name, "--serial", "00"])?.expect(3)?;
+    std::fs::write(&file, rows.replacen(&serial, "4242", 1))?;
+    let broken = web.say(&["audit", "verify", "--file", name])?.expect(3)?;
+    ensure!(broken.stdout.contains("was changed"), "{broken:?}");
     Ok(())
 }
 

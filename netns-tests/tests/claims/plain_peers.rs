@@ -129,7 +129,7 @@ fn judged() -> Result<()> {
     let denied = bank.wait_for_denied("the node's own refusal", |flow| flow["port"] == 23)?;
     ensure!(text(&denied, "destination") == "peer/router" && text(&denied, "reason") == "no-service", "{denied:#}");
     let shown = bank.say(&["whois", &configuration.addresses[0].to_string()])?.expect(0)?.stdout;
-    ensure!(shown.contains("peer/router"), "{shown}");
+    ensure!(shown.contains("ns/peer/sa/router"), "{shown}");
     Ok(())
 }
 

@@ -81,7 +81,7 @@ fn tables(peers: u32) -> Tables {
             source: policy.identities().index(&name),
             valid_until: NOW.unix.plus(Duration::from_secs(86_400)),
             is_plain: false,
-            links: vec![PeerLink { may_call: true, link }],
+            links: vec![PeerLink { may_call: true, ingress: None, link }],
         };
         tables.peers.insert(peer.index.0, Arc::new(peer));
     }

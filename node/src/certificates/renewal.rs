@@ -200,11 +200,6 @@ impl Renewal {
                 self.ask_tunnel(&workload).await?
             }
             answer => answer?,
-        let request = TunnelRequest {
-            workload: workload.clone(),
-            instance: self.instance.as_ref().map(|instance| instance.id),
-            capabilities: self.capabilities,
-            keep: self.key_of_devices(),
         };
         let now = self.clock.now().unix;
         let earlier = self.instance.as_ref().map(|instance| instance.identities.clone()).unwrap_or_default();
@@ -229,9 +224,12 @@ impl Renewal {
             workload: workload.clone(),
             instance: self.instance.as_ref().map(|instance| instance.id),
             capabilities: self.capabilities,
+            keep: self.key_of_devices(),
         };
         let (answer, receive) = oneshot::channel();
         self.ask(Wanted::Tunnel(request, answer), receive).await
+    }
+
     /// The tunnel key that plain devices have in their configuration: with a new one they would be cut off.
     fn key_of_devices(&self) -> Option<TunnelKey> {
         let newest = self.instance.as_ref()?.identities.first()?;

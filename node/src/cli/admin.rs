@@ -3,6 +3,7 @@
 mod administrators;
 mod attestors;
 mod audit;
+mod audit_file;
 mod ca;
 mod connection;
 mod nodes;

@@ -24,6 +24,7 @@ kinds!(
     AuditEntry,
     AuditList,
     AuditReport,
+    AuditExport,
     AdminToken,
     AdminTokenList,
     CreatedAdminToken,
@@ -441,6 +442,17 @@ pub struct AuditEntry {
     pub why: String,
     /// SHA-256 of the row before, hexadecimal.
     pub previous: String,
+}
+
+/// Rows of the audit log as they are stored, oldest first: what their hashes are made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditExport {
+    /// One JSON text each.
+    pub rows: Vec<String>,
+    /// `after` of the next part; none at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
 }
 
 /// Whether the audit log's chain holds.
