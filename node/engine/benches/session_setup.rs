@@ -137,7 +137,7 @@ fn set_up(mesh: &Mesh) -> [Duration; 2] {
         let tables = ends[0].shared.tables();
         (tables.locals[0].index, tables.peers.values().next().expect("a peer").index)
     };
-    ends[0].timed(|end| end.engine.handle_unsent(local, peer, b"a packet", TIME));
+    ends[0].timed(|end| end.engine.handle_unsent(local, peer, end.shared.tables().generation, b"a packet", TIME));
     let mut wire = VecDeque::new();
     loop {
         for (number, end) in ends.iter_mut().enumerate() {

@@ -97,8 +97,13 @@ impl Engine {
         self.out.publish(&self.shared);
     }
 
-    /// A judged packet of a local program to a peer without a session, or to a plain peer.
-    pub fn handle_unsent(&mut self, local: LocalIndex, peer: PeerIndex, packet: &[u8], now: Now) {
+    /// A packet of a local program, judged by the tables of generation `judged`, to a peer without a session or to a plain peer.
+    pub fn handle_unsent(&mut self, local: LocalIndex, peer: PeerIndex, judged: Generation, packet: &[u8], now: Now) {
+        // On its way when another policy was applied: it shares the fate of those that waited here.
+        if judged < self.peers.judged_since {
+            self.out.count(Reason::PolicyChanged);
+            return self.out.publish(&self.shared);
+        }
         let known = self.with_link((local, peer), |link, out| link.handle_unsent(packet, out, now));
         if known.is_none() {
             self.out.count(Reason::NoPeer);

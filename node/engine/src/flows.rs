@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use foldhash::fast::{FixedState, RandomState};
+use foldhash::fast::FixedState;
+use foldhash::quality::RandomState;
 use hashbrown::{HashMap, HashTable};
 use warren_proto::Reason;
 

@@ -14,7 +14,7 @@ use warren_proto::Reason;
 use crate::admission::{Admitted, Judgement, Pass};
 use crate::segment::{MAX_PREFIX, Merged, Merger, Offload};
 use crate::session::{DataSession, sealed_length};
-use crate::tables::{Generation, LocalIndex, PeerIndex};
+use crate::tables::{Generation, Link, LocalIndex, PeerIndex};
 
 /// The largest packet or datagram that one call can add to an arena.
 pub const MAX_PACKET: usize = 65_536;
@@ -124,6 +124,8 @@ pub enum ForEngine<'a> {
         local: LocalIndex,
         /// The peer it goes to.
         peer: PeerIndex,
+        /// The generation that it was judged by.
+        judged: Generation,
         /// The inner packet.
         packet: &'a [u8],
     },
@@ -211,7 +213,7 @@ impl Train {
 #[derive(Debug)]
 enum EngineEntry {
     Datagram { source: SocketAddr, range: Range<usize> },
-    Unsent { local: LocalIndex, peer: PeerIndex, range: Range<usize> },
+    Unsent { local: LocalIndex, peer: PeerIndex, judged: Generation, range: Range<usize> },
 }
 
 #[derive(Debug)]
@@ -359,9 +361,9 @@ impl Outbox {
         Ok(())
     }
 
-    pub(crate) fn push_unsent(&mut self, local: LocalIndex, peer: PeerIndex, packet: &[u8]) -> Result<(), Reason> {
+    pub(crate) fn push_unsent(&mut self, link: &Link, judged: Generation, packet: &[u8]) -> Result<(), Reason> {
         let range = self.others.push(packet).ok_or(Reason::Backpressure)?;
-        self.for_engine.push(EngineEntry::Unsent { local, peer, range });
+        self.for_engine.push(EngineEntry::Unsent { local: link.local(), peer: link.peer(), judged, range });
         Ok(())
     }
 
@@ -412,8 +414,9 @@ impl Outbox {
             EngineEntry::Datagram { source, range } => {
                 ForEngine::Datagram { source: *source, datagram: self.others.slice(range.clone()) }
             }
-            EngineEntry::Unsent { local, peer, range } => {
-                ForEngine::Unsent { local: *local, peer: *peer, packet: self.others.slice(range.clone()) }
+            EngineEntry::Unsent { local, peer, judged, range } => {
+                let packet = self.others.slice(range.clone());
+                ForEngine::Unsent { local: *local, peer: *peer, judged: *judged, packet }
             }
         })
     }

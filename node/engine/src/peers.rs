@@ -16,7 +16,7 @@ use crate::handshake::{Doorway, key_hint};
 use crate::identity::VerifiedPeer;
 use crate::key_exchange::Party;
 use crate::mesh::{LocalKey, MeshUpdate, TunnelKey};
-use crate::tables::{BucketMap, Ingress, Local, LocalIndex, Peer, PeerIndex, PeerLink};
+use crate::tables::{BucketMap, Generation, Ingress, Local, LocalIndex, Peer, PeerIndex, PeerLink};
 
 pub(crate) mod link;
 pub(crate) mod outlet;
@@ -66,6 +66,8 @@ pub(crate) struct Peers {
     peer_of_key: Map<TunnelKey, PeerIndex>,
     /// Indices are given out once in a process's life.
     next_index: u32,
+    /// The first generation of the policy in force.
+    pub(crate) judged_since: Generation,
 }
 
 impl Peers {
@@ -76,6 +78,7 @@ impl Peers {
         self.apply_links(update, out, now);
         let judged_by = out.tables.policy.as_ref().map(|policy| policy.digest());
         if judged_by.is_some_and(|digest| digest != update.policy.digest()) {
+            self.judged_since = update.generation;
             for link in self.links.values_mut() {
                 link.drop_waiting(Reason::PolicyChanged, out);
             }

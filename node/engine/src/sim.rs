@@ -412,7 +412,9 @@ impl World {
         for entry in outbox.for_engine() {
             match entry {
                 ForEngine::Datagram { source, datagram } => host.engine.handle_datagram(source, datagram, now),
-                ForEngine::Unsent { local, peer, packet } => host.engine.handle_unsent(local, peer, packet, now),
+                ForEngine::Unsent { local, peer, judged, packet } => {
+                    host.engine.handle_unsent(local, peer, judged, packet, now);
+                }
             }
         }
         let events: Vec<WorkerEvent> = outbox.events().to_vec();

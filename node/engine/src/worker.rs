@@ -20,7 +20,7 @@ use crate::records::{self, FlowRecord, Observation, Records};
 use crate::refusals::{self, MAX_REFUSAL, Refusal, RefusalLimit};
 use crate::segment::Split;
 use crate::session::{DataSession, sealed_length, transport_header};
-use crate::tables::{Link, Local, LocalIndex, Peer, PeerIndex, Receiver, Shared, Tables};
+use crate::tables::{Generation, Link, Local, LocalIndex, Peer, PeerIndex, Receiver, Shared, Tables};
 
 mod cut;
 mod way;
@@ -66,6 +66,8 @@ struct Moment<'a> {
 struct Desk {
     /// Its number, and its lane in every link's counters.
     index: u16,
+    /// The generation of the tables in use.
+    generation: Generation,
     cache: FlowCache,
     /// The flows of the last packet that was let out and the last one let in.
     runs: [Option<Run>; 2],
@@ -94,6 +96,7 @@ impl Worker {
             reported: false,
             desk: Desk {
                 index,
+                generation: Generation::default(),
                 cache: FlowCache::default(),
                 runs: [None, None],
                 at_home: None,
@@ -142,6 +145,7 @@ impl Worker {
                 self.tables = Arc::clone(&newest);
             }
         }
+        self.desk.generation = self.tables.generation;
         self.shared.report(self.index, self.tables.generation);
         if self.tables.generation != before || !self.reported {
             self.reported = true;
@@ -517,8 +521,9 @@ impl Desk {
                 Err(reason) => return Err(reason),
             }
         }
+        outbox.push_unsent(way.link, self.generation, packet)?;
         self.count_out(way.link, packet.len());
-        outbox.push_unsent(way.link.local(), way.link.peer(), packet)
+        Ok(())
     }
 
     fn count_out(&self, link: &Link, bytes: usize) {

@@ -12,7 +12,7 @@ use warren_engine::ecn::NOT_ECT;
 use warren_engine::engine::Engine;
 use warren_engine::mesh::{Event, MeshUpdate};
 use warren_engine::output::{Transmit, WorkerEvent};
-use warren_engine::tables::{LocalIndex, PeerIndex, Shared, Tables};
+use warren_engine::tables::{Generation, LocalIndex, PeerIndex, Shared, Tables};
 use warren_proto::Reason;
 
 use super::io::OuterIo;
@@ -28,7 +28,7 @@ pub(super) enum ToEngine {
     /// A handshake message, or a transport message of a handshake tunnel.
     Datagram(SocketAddr, Box<[u8]>),
     /// A judged packet that waits for a session.
-    Unsent(LocalIndex, PeerIndex, Box<[u8]>),
+    Unsent(LocalIndex, PeerIndex, Generation, Box<[u8]>),
     /// A fact from a worker.
     Event(WorkerEvent),
     /// The path to an endpoint takes UDP payloads of this many bytes and no longer ones.
@@ -56,7 +56,7 @@ impl Mail for ToEngine {
                 Some(prefix) => known(1, prefix),
                 None => (Lane::Strange, (2, network(from.ip()))),
             },
-            Self::Unsent(_, peer, _) => known(3, peer.0),
+            Self::Unsent(_, peer, ..) => known(3, peer.0),
             _ => known(0, 0),
         }
     }
@@ -165,7 +165,9 @@ impl EngineLoop {
         let now = (self.wiring.time)();
         match item {
             ToEngine::Datagram(from, datagram) => self.engine.handle_datagram(from, &datagram, now),
-            ToEngine::Unsent(local, peer, packet) => self.engine.handle_unsent(local, peer, &packet, now),
+            ToEngine::Unsent(local, peer, judged, packet) => {
+                self.engine.handle_unsent(local, peer, judged, &packet, now)
+            }
             ToEngine::Event(event) => self.engine.handle_worker_event(&event, now),
             ToEngine::PathMtu(to, payload) => self.engine.handle_path_mtu(to, payload, now),
             ToEngine::CutDone => self.held.cuts_under_way = self.held.cuts_under_way.saturating_sub(1),

@@ -345,7 +345,9 @@ impl Ports {
         for item in outbox.for_engine() {
             let item = match item {
                 ForEngine::Datagram { source, datagram } => ToEngine::Datagram(source, datagram.into()),
-                ForEngine::Unsent { local, peer, packet } => ToEngine::Unsent(local, peer, packet.into()),
+                ForEngine::Unsent { local, peer, judged, packet } => {
+                    ToEngine::Unsent(local, peer, judged, packet.into())
+                }
             };
             if !wiring.engine.offer(item) {
                 counters.drop_one(Reason::HandoverFull);

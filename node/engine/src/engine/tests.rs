@@ -75,6 +75,14 @@ fn issue_for(mesh: &TestMesh, peer: &TestPeer, secret: TunnelSecret) -> (LocalKe
     (LocalKey { secret, certificate, valid_until: peer.not_after }, mesh.admit_chain(peer, &chain))
 }
 
+impl Node {
+    /// A packet that a worker judged by the tables in force and could not seal.
+    fn unsent(&mut self, local: LocalIndex, peer: PeerIndex, packet: &[u8], now: Now) {
+        let judged = self.shared.tables().generation;
+        self.engine.handle_unsent(local, peer, judged, packet, now);
+    }
+}
+
 impl World {
     fn pair() -> Self {
         Self::pair_until(NOW.plus(DAY))
@@ -167,10 +175,10 @@ impl World {
                             self.nodes[of].engine.handle_worker_event(&event, self.now);
                         }
                     }
-                    Err(_) => self.nodes[of].engine.handle_unsent(local, peer, packet, self.now),
+                    Err(_) => self.nodes[of].unsent(local, peer, packet, self.now),
                 }
             }
-            None => self.nodes[of].engine.handle_unsent(local, peer, packet, self.now),
+            None => self.nodes[of].unsent(local, peer, packet, self.now),
         }
         self.collect(of);
     }

@@ -335,6 +335,20 @@ fn the_oldest_of_too_many_waiting_packets_gives_way_and_the_rest_end_with_the_ha
     assert_eq!(world.nodes[0].events.iter().filter(unreachable).count(), 1);
 }
 
+/// It was judged before the change and reaches the slow half behind it.
+#[test]
+fn a_packet_that_another_policy_judged_is_not_sent_by_the_next() {
+    let mut world = World::pair();
+    let (local, peer) = world.link(0);
+    let judged = world.nodes[0].shared.tables().generation;
+    let [web, api] = WORKLOADS;
+    world.apply(0, |update| update.policy = crate::sim::policy(&WORKLOADS, &[(web, api, 81), (api, web, 80)]));
+    let now = world.now;
+    world.nodes[0].engine.handle_unsent(local, peer, judged, b"late", now);
+    assert_eq!(world.drops(0, Reason::PolicyChanged), 1);
+    assert!(world.nodes[0].engine.poll_transmit().is_none(), "nothing waits for a session");
+}
+
 #[test]
 fn waiting_packets_keep_their_order() {
     let mut world = World::pair();

@@ -65,7 +65,7 @@ impl Plain {
     fn node_sends(&mut self, packet: &[u8]) {
         let (local, peer) = self.world.link(0);
         let now = self.world.now;
-        self.world.nodes[0].engine.handle_unsent(local, peer, packet, now);
+        self.world.nodes[0].unsent(local, peer, packet, now);
         self.settle();
     }
 

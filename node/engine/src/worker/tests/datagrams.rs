@@ -83,8 +83,9 @@ fn a_packet_without_a_session_waits_in_the_slow_half() {
         assert!(world.seal(WEB, &syn).is_empty());
         let outbox = &world.nodes[WEB].outbox;
         let sent: Vec<_> = outbox.for_engine().collect();
-        let [ForEngine::Unsent { local, peer, packet }] = sent[..] else { panic!("one packet: {sent:?}") };
+        let [ForEngine::Unsent { local, peer, judged, packet }] = sent[..] else { panic!("one packet: {sent:?}") };
         assert_eq!((local, peer, packet), (LOCAL, peer_index(API), &syn[..]));
+        assert_eq!(judged, world.nodes[WEB].tables.generation);
     }
 }
 
