@@ -520,7 +520,7 @@ async fn a_confined_token_changes_nothing_outside_its_namespaces() {
     assert_eq!(told.code(), "not-permitted");
     let told = fixture.post(&operator, "/revocations", json!({ "target": { "identity": "bank/banking-api" } })).await;
     assert_eq!(told.code(), "not-permitted");
-    let everywhere = fixture.token(&admin, "ops", Role::Operator, &[]).await;
+    let everywhere = fixture.token(&admin, "mesh-ops", Role::Operator, &[]).await;
     for operator in [&operator, &everywhere] {
         let told = fixture.post(operator, "/revocations", json!({ "target": { "issuer": "00ff" } })).await;
         assert_eq!(told.code(), "not-permitted");
