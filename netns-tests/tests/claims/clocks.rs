@@ -155,7 +155,7 @@ fn away_for_days() -> Result<()> {
     let Some(library) = library()? else { return Ok(()) };
     let Clocked { mut mesh, mut web, mut bank, central, webs, banks } = clocked(&library, &OPTIONS)?;
     let before = web.say(&["status", "-o", "json"])?.expect(0)?.json()?;
-    let id = before["instances"][0]["id"].as_str().context("no instance in status")?.to_owned();
+    let id = before["instances"][0]["instance"].as_str().context("no instance in status")?.to_owned();
     web.stop()?;
     bank.stop()?;
     mesh.coordinator.stop()?;
@@ -171,7 +171,7 @@ fn away_for_days() -> Result<()> {
     web.start()?;
     wait_until_allowed(&web, &bank)?;
     let after = web.say(&["status", "-o", "json"])?.expect(0)?.json()?;
-    ensure!(after["instances"][0]["id"] != id.as_str(), "the forgotten instance: {after:#}");
+    ensure!(after["instances"][0]["instance"] != id.as_str(), "the forgotten instance: {after:#}");
     Ok(())
 }
 
