@@ -279,17 +279,33 @@ impl Drop for SledStore {
     }
 }
 
+/// How long a lock that another holds is waited for, and how often it is looked at.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
 /// Opens sled, checks everything against the digest and the mark, and writes both anew where the intent says so.
 fn open_engine(options: &Options, seams: &Seams, intent: Intent) -> Result<Parts, OpenError> {
     let path = options.engine_directory();
-    let engine = |error: sled::Error| match error {
-        sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
-            OpenError::Locked(options.directory.clone())
-        }
-        other => engine_error(options, other),
+    let engine = |error: sled::Error| {
+        if is_locked(&error) { OpenError::Locked(options.directory.clone()) } else { engine_error(options, error) }
     };
-    let database =
-        sled::Config::new().path(&path).cache_capacity(options.cache).segment_size(SEGMENT).open().map_err(engine)?;
+    let config = sled::Config::new().path(&path).cache_capacity(options.cache).segment_size(SEGMENT);
+    // sled's own threads keep the files, and the lock on them, for a moment after the last handle is gone; so does a process
+    // that is just ending.
+    let mut waited = Duration::ZERO;
+    let database = loop {
+        match config.open() {
+            Err(error) if is_locked(&error) && waited < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_PAUSE);
+                waited += LOCK_PAUSE;
+            }
+            opened => break opened.map_err(engine)?,
+        }
+    };
     let kv = database.open_tree("kv").map_err(engine)?;
     let log = database.open_tree("log").map_err(engine)?;
     let meta = database.open_tree("meta").map_err(engine)?;
