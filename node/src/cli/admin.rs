@@ -5,6 +5,7 @@ mod attestors;
 mod audit;
 mod audit_file;
 mod ca;
+mod changes;
 mod connection;
 mod nodes;
 mod peers;

@@ -10,9 +10,9 @@ use warren_proto::admin::{
     Attestor, AttestorList, AttestorSettings, AwsInstances, CertificateIssuer, Deleted, NewAttestor, TokenIssuer,
 };
 
+use super::changes::{Change, Making};
 use super::connection::Connection;
 use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, duration, joined};
-use crate::admin_client::Terms;
 use crate::cli::block_on;
 
 /// Largest file of keys or certificates that is sent.
@@ -61,7 +61,7 @@ enum Verb {
         /// Its name.
         name: String,
         #[command(flatten)]
-        terms: Words,
+        change: Change,
     },
 }
 
@@ -94,7 +94,7 @@ struct Token {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     max_lifetime: Duration,
     #[command(flatten)]
-    words: Words,
+    making: Making,
 }
 
 #[derive(Debug, clap::Args)]
@@ -108,7 +108,7 @@ struct Certificate {
     #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<String>,
     #[command(flatten)]
-    words: Words,
+    making: Making,
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,37 +125,20 @@ struct Aws {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     max_age: Duration,
     #[command(flatten)]
-    words: Words,
-}
-
-/// What goes with every change.
-#[derive(Debug, clap::Args)]
-struct Words {
-    /// What it is for; shown in lists and kept in the audit log.
-    #[arg(short = 'm', long = "note", value_name = "WORDS", default_value = "")]
-    note: String,
-    /// Check the request and change nothing.
-    #[arg(long)]
-    dry_run: bool,
-}
-
-impl Words {
-    fn terms(&self) -> Terms {
-        Terms { dry_run: self.dry_run, why: self.note.clone(), if_match: None }
-    }
+    making: Making,
 }
 
 pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
     block_on(async {
         match arguments.verb {
             Verb::Set { kind } => {
-                let (name, settings, words) = settings(kind)?;
+                let (name, settings, making) = settings(kind)?;
                 let mut client = arguments.connection.open().await?;
-                let (new, terms) = (NewAttestor { settings, note: words.note.clone() }, words.terms());
+                let (new, terms) = (NewAttestor { settings, note: making.note.clone() }, making.terms());
                 let set: Attestor =
                     client.change(Method::PUT, &format!("/attestors/{name}"), Some(&new), &terms).await?;
                 context.output.print(&set)?;
-                if !words.dry_run && set.registrations == 0 {
+                if !making.dry_run && set.registrations == 0 {
                     context.output.say(format!(
                         "it lets nobody in yet; next: warren registration create NAME --attestor {name} --selector ... --for ..."
                     ));
@@ -171,10 +154,10 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 let attestor: Attestor = client.get(&format!("/attestors/{name}")).await?;
                 context.output.print(&attestor)?;
             }
-            Verb::Delete { name, terms } => {
+            Verb::Delete { name, change } => {
                 let mut client = arguments.connection.open().await?;
                 let path = format!("/attestors/{name}");
-                let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &terms.terms()).await?;
+                let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &change.terms()).await?;
                 context.output.print(&gone)?;
             }
         }
@@ -182,7 +165,7 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
     })
 }
 
-fn settings(kind: Kind) -> Result<(String, AttestorSettings, Words), Failure> {
+fn settings(kind: Kind) -> Result<(String, AttestorSettings, Making), Failure> {
     let token = |token: Token| {
         let issuer = TokenIssuer {
             issuer: token.issuer,
@@ -190,24 +173,24 @@ fn settings(kind: Kind) -> Result<(String, AttestorSettings, Words), Failure> {
             jwks: read(&token.jwks)?,
             max_lifetime_seconds: token.max_lifetime.as_secs(),
         };
-        Ok::<_, Failure>((token.name, issuer, token.words))
+        Ok::<_, Failure>((token.name, issuer, token.making))
     };
     Ok(match kind {
         Kind::Kubernetes(arguments) => {
-            let (name, issuer, words) = token(arguments)?;
-            (name, AttestorSettings::Kubernetes(issuer), words)
+            let (name, issuer, making) = token(arguments)?;
+            (name, AttestorSettings::Kubernetes(issuer), making)
         }
         Kind::Oidc(arguments) => {
-            let (name, issuer, words) = token(arguments)?;
-            (name, AttestorSettings::Oidc(issuer), words)
+            let (name, issuer, making) = token(arguments)?;
+            (name, AttestorSettings::Oidc(issuer), making)
         }
-        Kind::X509(Certificate { name, roots, trust_domain, words }) => {
-            (name, AttestorSettings::X509(CertificateIssuer { roots: read(&roots)?, trust_domain }), words)
+        Kind::X509(Certificate { name, roots, trust_domain, making }) => {
+            (name, AttestorSettings::X509(CertificateIssuer { roots: read(&roots)?, trust_domain }), making)
         }
-        Kind::Aws(Aws { name, certificates, accounts, max_age, words }) => {
+        Kind::Aws(Aws { name, certificates, accounts, max_age, making }) => {
             let certificates = read(&certificates)?;
             let instances = AwsInstances { certificates, accounts, max_age_seconds: max_age.as_secs() };
-            (name, AttestorSettings::AwsInstance(instances), words)
+            (name, AttestorSettings::AwsInstance(instances), making)
         }
     })
 }

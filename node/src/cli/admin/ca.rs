@@ -6,9 +6,10 @@ use clap::{Subcommand, ValueEnum};
 use hyper::Method;
 use warren_proto::admin::{CaCertificate, CaStatus, RotateCa, RotationStage, RotationStep};
 
+use super::changes::Change;
 use super::connection::Connection;
 use super::{Context, Exit, Failure, Outcome, Present, Table, confirm, duration};
-use crate::admin_client::{AdminClient, Terms};
+use crate::admin_client::AdminClient;
 use crate::cli::block_on;
 
 /// Between two looks at who is not ready yet.
@@ -50,15 +51,11 @@ enum Verb {
         /// Wait until every node is ready for it.
         #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "force")]
         wait: Option<Duration>,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
         /// Do not ask.
         #[arg(long)]
         yes: bool,
-        /// Check whether it would be done and change nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        change: Change,
     },
 }
 
@@ -93,14 +90,14 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
         let mut client = arguments.connection.open().await?;
         match arguments.verb {
             Verb::Status => context.output.print(&client.get::<CaStatus>("/ca").await?)?,
-            Verb::Rotate { step, force, wait, why, yes, dry_run } => {
+            Verb::Rotate { step, force, wait, yes, change } => {
                 if let Some(wait) = wait.filter(|_| matches!(step, Step::Activate | Step::Retire)) {
                     wait_until_ready(&mut client, step.into(), wait).await?;
                 }
-                if !dry_run {
+                if !change.dry_run {
                     ask(&mut client, context, step, force, yes).await?;
                 }
-                let terms = Terms { dry_run, why, if_match: None };
+                let terms = change.terms();
                 let body = RotateCa { step: step.into(), force };
                 let status: CaStatus = client.change(Method::POST, "/ca/rotation", Some(&body), &terms).await?;
                 context.output.print(&status)?;

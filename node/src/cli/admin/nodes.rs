@@ -1,7 +1,5 @@
 //! `warren node list | show | set-workloads | revoke | forget | forget-instance`.
 
-use std::time::Duration;
-
 use clap::Subcommand;
 use hyper::Method;
 use warren_proto::admin::{
@@ -9,9 +7,10 @@ use warren_proto::admin::{
 };
 use warren_proto::{InstanceId, NodeId, WorkloadName};
 
+use super::changes::{Change, Cut};
 use super::connection::Connection;
-use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, confirm, duration, joined};
-use crate::admin_client::{AdminClient, Terms};
+use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, joined};
+use crate::admin_client::AdminClient;
 use crate::cli::block_on;
 
 #[derive(Debug, clap::Args)]
@@ -51,48 +50,29 @@ enum Verb {
         /// None at all.
         #[arg(long, conflicts_with = "workloads")]
         none: bool,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
-        /// Check the request and change nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        change: Change,
     },
     /// Cut a node off: its certificates end now, its tunnels and flows with them. It must enrol anew
     Revoke {
         /// Id, its beginning, or host name.
         node: String,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
-        /// Wait until every connected node that it concerns has acknowledged.
-        #[arg(long, value_name = "TIME", value_parser = duration)]
-        wait: Option<Duration>,
-        /// Check the request and change nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        cut: Cut,
     },
     /// Take an instance that was revoked or has ended off the list: its addresses are given back
     ForgetInstance {
         /// Its whole id, as `warren workload list -o wide` shows it.
         instance: InstanceId,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
-        /// Check the request and change nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        change: Change,
     },
     /// Take a revoked or long gone node off the list
     Forget {
         /// Id, its beginning, or host name.
         node: String,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
+        #[command(flatten)]
+        change: Change,
     },
 }
 
@@ -105,41 +85,37 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 context.output.print(&Items { items })?;
             }
             Verb::Show { node } => context.output.print(&find(&mut client, &node).await?)?,
-            Verb::SetWorkloads { node, workloads, none: _, why, dry_run } => {
+            Verb::SetWorkloads { node, workloads, none: _, change } => {
                 let node = find(&mut client, &node).await?;
-                let terms = Terms { dry_run, why, if_match: None };
+                let terms = change.terms();
                 let (path, body) = (format!("/nodes/{}/workloads", node.id), NodeWorkloads { workloads });
                 let changed: Node = client.change(Method::PUT, &path, Some(&body), &terms).await?;
                 context.output.print(&changed)?;
             }
-            Verb::ForgetInstance { instance, why, dry_run } => {
-                let terms = Terms { dry_run, why, if_match: None };
+            Verb::ForgetInstance { instance, change } => {
+                let terms = change.terms();
                 let path = format!("/instances/{instance}");
                 let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &terms).await?;
                 context.output.print(&gone)?;
             }
-            Verb::Revoke { node, why, yes, wait, dry_run } => {
+            Verb::Revoke { node, cut } => {
                 let node = find(&mut client, &node).await?;
-                if !dry_run {
-                    let consequence = format!(
-                        "node {} ({}) with {} instances is cut off at once and must enrol anew",
-                        node.id,
-                        crate::cli::output::printable(&node.host_name),
-                        node.instances.len()
-                    );
-                    confirm(context, &consequence, yes)?;
-                }
-                let terms = Terms { dry_run, why, if_match: None };
+                let consequence = format!(
+                    "node {} ({}) with {} instances is cut off at once and must enrol anew",
+                    node.id,
+                    crate::cli::output::printable(&node.host_name),
+                    node.instances.len()
+                );
+                cut.confirm(context, &consequence)?;
+                let (terms, acknowledged) = cut.terms();
                 let body = NewRevocation { target: RevocationTarget::Node(node.id) };
                 let revoked: Revocation = client.change(Method::POST, "/revocations", Some(&body), &terms).await?;
                 context.output.print(&revoked)?;
-                if let (Some(wait), Some(generation)) = (wait, revoked.generation) {
-                    return super::wait_for_acknowledgements(&mut client, context, generation, wait).await;
-                }
+                return acknowledged.wait(&mut client, context, revoked.generation).await;
             }
-            Verb::Forget { node, why } => {
+            Verb::Forget { node, change } => {
                 let node = find(&mut client, &node).await?;
-                let terms = Terms { why, ..Terms::default() };
+                let terms = change.terms();
                 let path = format!("/nodes/{}", node.id);
                 let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &terms).await?;
                 context.output.print(&gone)?;

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,9 +14,10 @@ use warren_proto::admin::{Deleted, NewPeer, Peer, PeerConnection, PeerList, Stat
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
+use super::changes::{Acknowledged, Cut, Making};
 use super::connection::Connection;
-use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, confirm, duration, joined};
-use crate::admin_client::{AdminClient, Terms};
+use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, joined};
+use crate::admin_client::AdminClient;
 use crate::cli::block_on;
 
 /// The MTU of wg-quick on an Ethernet path, and of our nodes unless configured otherwise.
@@ -70,18 +70,8 @@ enum Verb {
     Remove {
         /// The name of its Peer document.
         name: String,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
-        /// Do not ask.
-        #[arg(long)]
-        yes: bool,
-        /// Wait until every connected node that knew it has acknowledged.
-        #[arg(long, value_name = "TIME", value_parser = duration)]
-        wait: Option<Duration>,
-        /// Check the request and change nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        cut: Cut,
     },
 }
 
@@ -94,17 +84,12 @@ struct Add {
     /// Where it listens, where nodes are to reach it by themselves: address:port.
     #[arg(long, value_name = "ADDRESS")]
     endpoint: Option<std::net::SocketAddr>,
-    /// What it is; shown in lists and kept in the audit log.
-    #[arg(short = 'm', long = "note", value_name = "WORDS", default_value = "")]
-    note: String,
+    #[command(flatten)]
+    making: Making,
     #[command(flatten)]
     written: Written,
-    /// Wait until every connected node that it may talk to has acknowledged.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    wait: Option<Duration>,
-    /// Check the request and register nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    acknowledged: Acknowledged,
 }
 
 /// Where the device's key comes from: exactly one.
@@ -208,17 +193,15 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 let peer: Peer = client.get(&format!("/peers/{}", path_part(&name)?)).await?;
                 context.output.print(&peer)?;
             }
-            Verb::Remove { name, why, yes, wait, dry_run } => {
-                if !dry_run {
-                    confirm(context, &format!("{name} is cut off at once, and must be registered anew"), yes)?;
-                }
-                let terms = Terms { dry_run, why, if_match: None };
+            Verb::Remove { name, cut } => {
+                cut.confirm(context, &format!("{name} is cut off at once, and must be registered anew"))?;
+                let (terms, acknowledged) = cut.terms();
                 let path = format!("/peers/{}", path_part(&name)?);
                 let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &terms).await?;
                 context.output.print(&gone)?;
-                if let Some(wait) = wait.filter(|_| gone.committed) {
+                if gone.committed && acknowledged.is_wanted() {
                     let status: Status = client.get("/status").await?;
-                    return super::wait_for_acknowledgements(&mut client, context, status.generation, wait).await;
+                    return acknowledged.wait(&mut client, context, Some(status.generation)).await;
                 }
             }
         }
@@ -227,7 +210,7 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
 }
 
 async fn register(client: &mut AdminClient, context: &Context, add: Add) -> Outcome {
-    let Add { name, key, endpoint, note, written, wait, dry_run } = add;
+    let Add { name, key, endpoint, making, written, acknowledged } = add;
     let private = match &key.private_key_file {
         Some(path) => Some(PrivateKey::read(path)?),
         None => key.generate.then(PrivateKey::generate),
@@ -235,10 +218,11 @@ async fn register(client: &mut AdminClient, context: &Context, add: Add) -> Outc
     let public = private.as_ref().map(PrivateKey::public).or(key.public_key);
     let public_key = public.ok_or_else(|| Failure::new(Exit::Usage, "no key is named"))?;
     // Made before anything is registered: a key whose only copy cannot be written is of no use.
-    let file = written.file.as_deref().filter(|_| !dry_run);
+    let file = written.file.as_deref().filter(|_| !making.dry_run);
     let place = file.map(|path| Ok::<_, Failure>((path, create(path)?))).transpose()?;
-    let terms = Terms { dry_run, why: note.clone(), if_match: None };
-    let body = NewPeer { name, public_key, endpoint: endpoint.map(|endpoint| endpoint.to_string()), note };
+    let endpoint = endpoint.map(|endpoint| endpoint.to_string());
+    let (terms, dry_run) = (making.terms(), making.dry_run);
+    let body = NewPeer { name, public_key, endpoint, note: making.note };
     let registered: Result<Peer, _> = client.change(Method::POST, "/peers", Some(&body), &terms).await;
     let peer = match registered {
         Ok(peer) => peer,
@@ -254,10 +238,7 @@ async fn register(client: &mut AdminClient, context: &Context, add: Add) -> Outc
     }
     let generation = peer.generation;
     deliver(context, peer, private.as_ref(), place, written.keepalive)?;
-    if let (Some(wait), Some(generation)) = (wait, generation) {
-        return super::wait_for_acknowledgements(client, context, generation, wait).await;
-    }
-    Ok(Exit::Yes)
+    acknowledged.wait(client, context, generation).await
 }
 
 /// Names are checked by the coordinator; here only that one stays a part of the path.

@@ -5,9 +5,9 @@ use hyper::Method;
 use warren_proto::WorkloadName;
 use warren_proto::admin::{Deleted, NewRegistration, Registration, RegistrationList, Selector};
 
+use super::changes::{Change, Making};
 use super::connection::Connection;
 use super::{Context, Exit, Items, Outcome, Present, Rows, Table, joined};
-use crate::admin_client::Terms;
 use crate::cli::block_on;
 
 #[derive(Debug, clap::Args)]
@@ -51,12 +51,8 @@ enum Verb {
         /// An identity that such a machine may hold, <namespace>/<name>; may be repeated.
         #[arg(long = "for", value_name = "WORKLOAD", required = true)]
         workloads: Vec<WorkloadName>,
-        /// What it is for; shown in lists and kept in the audit log.
-        #[arg(short = 'm', long = "note", value_name = "WORDS", default_value = "")]
-        note: String,
-        /// Check the request and make nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        making: Making,
     },
     /// Every registration
     List,
@@ -64,9 +60,8 @@ enum Verb {
     Delete {
         /// Its name.
         name: String,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
+        #[command(flatten)]
+        change: Change,
     },
 }
 
@@ -74,9 +69,9 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
     block_on(async {
         let mut client = arguments.connection.open().await?;
         match arguments.verb {
-            Verb::Create { name, attestor, selectors, workloads, note, dry_run } => {
-                let terms = Terms { dry_run, why: note.clone(), if_match: None };
-                let new = NewRegistration { name, attestor, selectors, workloads, note };
+            Verb::Create { name, attestor, selectors, workloads, making } => {
+                let (terms, dry_run) = (making.terms(), making.dry_run);
+                let new = NewRegistration { name, attestor, selectors, workloads, note: making.note };
                 let made: Registration = client.change(Method::POST, "/registrations", Some(&new), &terms).await?;
                 context.output.print(&made)?;
                 if !dry_run {
@@ -90,8 +85,8 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 let items = client.list("/registrations", usize::MAX, |list: RegistrationList| list.page).await?;
                 context.output.print(&Items { items })?;
             }
-            Verb::Delete { name, why } => {
-                let terms = Terms { why, ..Terms::default() };
+            Verb::Delete { name, change } => {
+                let terms = change.terms();
                 let path = format!("/registrations/{name}");
                 let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &terms).await?;
                 context.output.print(&gone)?;

@@ -1,15 +1,13 @@
 //! `warren revocation list | create`.
 
-use std::time::Duration;
-
 use clap::Subcommand;
 use hyper::Method;
 use warren_proto::admin::{NewRevocation, Revocation, RevocationList, RevocationTarget};
 use warren_proto::{InstanceId, NodeId, WorkloadName};
 
+use super::changes::Cut;
 use super::connection::Connection;
-use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table, confirm, duration};
-use crate::admin_client::Terms;
+use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table};
 use crate::cli::block_on;
 
 #[derive(Debug, clap::Args)]
@@ -44,18 +42,8 @@ enum Verb {
 struct Create {
     #[command(flatten)]
     target: Target,
-    /// Why, for the audit log.
-    #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-    why: String,
-    /// Do not ask.
-    #[arg(long)]
-    yes: bool,
-    /// Wait until every connected node that it concerns has acknowledged.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    wait: Option<Duration>,
-    /// Check the request and change nothing.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    cut: Cut,
 }
 
 /// What is revoked: exactly one.
@@ -122,19 +110,15 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 context.output.print(&Items { items })?;
             }
             Verb::Create(create) => {
-                let Create { target, why, yes, wait, dry_run } = *create;
+                let Create { target, cut } = *create;
                 let (target, consequence) =
                     target.take().ok_or_else(|| Failure::new(Exit::Usage, "nothing is named to be revoked"))?;
-                if !dry_run {
-                    confirm(context, consequence, yes)?;
-                }
-                let terms = Terms { dry_run, why, if_match: None };
+                cut.confirm(context, consequence)?;
+                let (terms, acknowledged) = cut.terms();
                 let body = NewRevocation { target };
                 let revoked: Revocation = client.change(Method::POST, "/revocations", Some(&body), &terms).await?;
                 context.output.print(&revoked)?;
-                if let (Some(wait), Some(generation)) = (wait, revoked.generation) {
-                    return super::wait_for_acknowledgements(&mut client, context, generation, wait).await;
-                }
+                return acknowledged.wait(&mut client, context, revoked.generation).await;
             }
         }
         Ok(Exit::Yes)

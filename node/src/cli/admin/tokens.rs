@@ -7,9 +7,9 @@ use hyper::Method;
 use warren_proto::WorkloadName;
 use warren_proto::admin::{CreatedJoinToken, Deleted, JoinToken, JoinTokenList, NewJoinToken};
 
+use super::changes::{Change, Making};
 use super::connection::Connection;
 use super::{Context, Exit, Items, Outcome, Present, Rows, Table, duration, joined};
-use crate::admin_client::Terms;
 use crate::cli::block_on;
 
 #[derive(Debug, clap::Args)]
@@ -41,12 +41,8 @@ enum Verb {
         /// How long it is accepted.
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
         ttl: Duration,
-        /// What it is for; shown in lists and kept in the audit log.
-        #[arg(short = 'm', long = "note", value_name = "WORDS", default_value = "")]
-        note: String,
-        /// Check the request and make nothing.
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        making: Making,
     },
     /// Every token, without its secret
     List,
@@ -54,9 +50,8 @@ enum Verb {
     Revoke {
         /// The token's id: the middle part of the token, also shown by `list`.
         id: String,
-        /// Why, for the audit log.
-        #[arg(short = 'm', long, value_name = "WORDS", default_value = "")]
-        why: String,
+        #[command(flatten)]
+        change: Change,
     },
 }
 
@@ -64,9 +59,9 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
     block_on(async {
         let mut client = arguments.connection.open().await?;
         match arguments.verb {
-            Verb::Create { workloads, uses, ttl, note, dry_run } => {
-                let terms = Terms { dry_run, why: note.clone(), if_match: None };
-                let new = NewJoinToken { workloads, uses, lifetime_seconds: ttl.as_secs(), note };
+            Verb::Create { workloads, uses, ttl, making } => {
+                let (terms, dry_run) = (making.terms(), making.dry_run);
+                let new = NewJoinToken { workloads, uses, lifetime_seconds: ttl.as_secs(), note: making.note };
                 let created: CreatedJoinToken = client.change(Method::POST, "/tokens", Some(&new), &terms).await?;
                 context.output.print(&created)?;
                 if !dry_run {
@@ -83,8 +78,8 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 let items = client.list("/tokens", usize::MAX, |list: JoinTokenList| list.page).await?;
                 context.output.print(&Items { items })?;
             }
-            Verb::Revoke { id, why } => {
-                let terms = Terms { why, ..Terms::default() };
+            Verb::Revoke { id, change } => {
+                let terms = change.terms();
                 let gone: Deleted =
                     client.change(Method::DELETE, &format!("/tokens/{id}"), None::<&()>, &terms).await?;
                 context.output.print(&gone)?;
