@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub struct Config {
     pub workloads: Vec<Assignment>,
     /// The Workload API's Unix socket; `None` when it is not served.
     pub workload_api: Option<PathBuf>,
+    /// Where the node's figures are served over HTTP; `None` when they are not.
+    pub metrics: Option<SocketAddr>,
     /// The data plane.
     pub tunnel: Tunnel,
     /// Coordinator addresses, `host:port`; empty takes those of the join token.
@@ -104,6 +106,7 @@ impl Default for Config {
             workload: None,
             workloads: Vec::new(),
             workload_api: None,
+            metrics: None,
             tunnel: Tunnel {
                 device: "warren0".into(),
                 port: 51820,
@@ -128,6 +131,7 @@ struct Document {
     workload: Option<String>,
     workloads: Option<Vec<String>>,
     workload_api: WorkloadApiDocument,
+    metrics: MetricsDocument,
     tunnel: TunnelDocument,
     control: ControlDocument,
     log: LogDocument,
@@ -137,6 +141,12 @@ struct Document {
 #[serde(deny_unknown_fields, default)]
 struct WorkloadApiDocument {
     socket: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MetricsDocument {
+    address: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -182,7 +192,7 @@ struct Key {
     set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
-const KEYS: [Key; 18] = [
+const KEYS: [Key; 19] = [
     Key {
         name: "state_dir",
         variable: "WARREN_STATE_DIR",
@@ -233,6 +243,17 @@ const KEYS: [Key; 18] = [
         show: |c| c.workload_api.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         set: |c, text| {
             c.workload_api = if text.is_empty() { None } else { Some(absolute(text)?) };
+            Ok(())
+        },
+    },
+    Key {
+        name: "metrics.address",
+        variable: "WARREN_METRICS_ADDRESS",
+        form: Form::OptionalSocketAddress,
+        show: |c| c.metrics.map(|address| address.to_string()).unwrap_or_default(),
+        set: |c, text| {
+            let wrong = || format!("{text:?} is not an IP address with port, as in 127.0.0.1:9464");
+            c.metrics = if text.is_empty() { None } else { Some(text.parse().map_err(|_| wrong())?) };
             Ok(())
         },
     },
@@ -375,6 +396,7 @@ impl Document {
             "workload" => self.workload.clone(),
             "workloads" => several(&self.workloads),
             "workload_api.socket" => self.workload_api.socket.clone(),
+            "metrics.address" => self.metrics.address.clone(),
             "tunnel.device" => self.tunnel.device.clone(),
             "tunnel.port" => numeric(self.tunnel.port),
             "tunnel.mtu" => numeric(self.tunnel.mtu),

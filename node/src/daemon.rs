@@ -35,6 +35,7 @@ use crate::flow_log::FlowLog;
 use crate::host::dialable_addresses;
 use crate::local_api::server::LocalApi;
 use crate::mesh::{Mesh, MeshHandle, Start};
+use crate::metrics;
 use crate::snapshot;
 use crate::state_dir::StateDir;
 use crate::stop::{self, Stop, Stopper};
@@ -93,6 +94,7 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     })?;
     let claimed = tunnel::claim(&config.tunnel)?;
     let local_api = LocalApi::bind(&config.socket)?;
+    let metrics = config.metrics.map(metrics::Server::bind).transpose()?;
     let workload_api = config.workload_api.as_deref().map(WorkloadApi::bind).transpose()?;
     info!(
         node = %identity.node_id, trust_domain = %identity.trust_domain, device = claimed.facts.device,
@@ -152,6 +154,9 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     let measured = surface.clone();
     let until = stop.clone();
     tasks.spawn("meter", ends_well(async move { measured.measure(until).await }));
+    if let Some(metrics) = metrics {
+        tasks.spawn("metrics", ends_well(metrics.run(surface.clone(), stop.clone())));
+    }
     tasks.spawn("local-api", ends_well(local_api.run(surface, stop.clone())));
     if let Some(api) = workload_api {
         tasks.spawn("svids", ends_well(svid_keeper.run(stop.clone())));

@@ -17,6 +17,7 @@ pub mod host;
 pub mod local_api;
 pub mod mesh;
 pub mod mesh_view;
+pub mod metrics;
 pub mod selectors;
 pub mod snapshot;
 pub mod sockets;

@@ -9,18 +9,19 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use warren_netns_tests::host::{ANSWER, Outcome};
-use warren_netns_tests::mesh::{IN_FORCE, Node};
+use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
 use warren_netns_tests::processes::eventually;
 
-use super::{claim, must_answer, text, wait_until_allowed, web_and_bank};
+use super::{BANK, POLICY, WEB, claim, must_answer, text, wait_until_allowed, web_and_bank};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         claim("operate::reload_changes_what_it_can_names_the_rest_and_a_wrong_file_changes_nothing", reload),
+        claim("operate::metrics_are_read_through_the_tunnel_by_whom_policy_lets_in", metrics),
         claim("operate::a_report_holds_the_refusals_and_no_secret", report),
     ]
 }
@@ -61,6 +62,48 @@ fn reload() -> Result<()> {
     eventually("the daemon reads the file after SIGHUP", IN_FORCE, || {
         Ok(bank.process()?.log_text().matches("configuration read again").count() > before)
     })
+}
+
+/// On an overlay address the figures are guarded like any service, from the moment that the host has the address.
+fn metrics() -> Result<()> {
+    let mut mesh = Mesh::new(&[])?;
+    mesh.try_apply(POLICY, &[])?.expect(0)?;
+    let web = mesh.node("web-1", WEB)?;
+    let mut bank = mesh.node("bank-1", BANK)?;
+    let [guarded, denied] = [bank.at(8080)?, bank.at(9000)?];
+    bank.stop()?;
+    bank.configure(&format!("metrics: {{ address: '{guarded}' }}\n"))?;
+    bank.start()?;
+    eventually("the figures can be reached", IN_FORCE, || {
+        Ok(web.host.tcp(guarded, b"GET / HTTP/1.0\r\n\r\n", ANSWER)?.0 == Outcome::Connected)
+    })?;
+    let (outcome, _) = web.host.tcp(denied, b"question", ANSWER)?;
+    ensure!(outcome == Outcome::Refused, "{outcome:?}");
+    let ask = |request: &str| -> Result<String> {
+        let request = format!("{request} HTTP/1.1\r\nhost: bank\r\nconnection: close\r\n\r\n");
+        let (outcome, answer) = web.host.tcp(guarded, request.as_bytes(), ANSWER)?;
+        ensure!(outcome == Outcome::Connected, "{outcome:?}");
+        Ok(String::from_utf8(answer)?)
+    };
+    let page = ask("GET /metrics")?;
+    ensure!(
+        page.starts_with("HTTP/1.1 200") && page.contains("openmetrics-text") && page.ends_with("# EOF\n"),
+        "{page}"
+    );
+    let value = |series: &str| -> Result<u64> {
+        let line =
+            page.lines().find_map(|line| line.strip_prefix(series)).with_context(|| format!("{series}: {page}"))?;
+        Ok(line.trim().parse()?)
+    };
+    ensure!(value("warren_ready ")? == 1 && value("warren_control_up ")? == 1);
+    ensure!(value("warren_drops_total{reason=\"denied-by-rule\"} ")? >= 1);
+    let survives = value("warren_survival_seconds ")?;
+    let status = bank.say(&["status", "-o", "json"])?.expect(0)?.json()?;
+    let shown = status["survives"]["seconds"].as_u64().context("status shows it")?;
+    ensure!(shown <= survives && survives - shown < 60, "{survives} {shown}");
+    ensure!(ask("GET /")?.starts_with("HTTP/1.1 404"));
+    ensure!(ask("POST /metrics")?.starts_with("HTTP/1.1 405"));
+    Ok(())
 }
 
 fn report() -> Result<()> {

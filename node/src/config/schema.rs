@@ -22,6 +22,8 @@ pub(super) enum Form {
     Number(u16, u16),
     /// True or false.
     Switch,
+    /// An IP address with port, or empty.
+    OptionalSocketAddress,
     /// IP addresses without port.
     Addresses,
     /// `host:port`.
@@ -50,6 +52,9 @@ impl Form {
                 json!({ "type": "array", "items": item })
             }
             Self::Endpoints => json!({ "type": "array", "items": { "type": "string", "pattern": ":[0-9]{1,5}$" } }),
+            Self::OptionalSocketAddress => {
+                json!({ "type": "string", "pattern": "^([0-9a-fA-F.:%\\[\\]]+:[0-9]{1,5})?$" })
+            }
             Self::Text => json!({ "type": "string" }),
             Self::Choice(words) => json!({ "type": "string", "enum": words }),
         }
@@ -61,9 +66,13 @@ impl Form {
             Self::Number(..) => text.parse::<u64>().map_or(Value::Null, Value::from),
             Self::Switch => Value::from(text == "true"),
             Self::Addresses | Self::Endpoints | Self::Assignments => super::list(text).map(Value::from).collect(),
-            Self::Path | Self::OptionalPath | Self::Workload | Self::Device | Self::Text | Self::Choice(_) => {
-                Value::from(text)
-            }
+            Self::Path
+            | Self::OptionalPath
+            | Self::OptionalSocketAddress
+            | Self::Workload
+            | Self::Device
+            | Self::Text
+            | Self::Choice(_) => Value::from(text),
         }
     }
 }
@@ -204,6 +213,10 @@ mod tests {
                 Form::OptionalPath => {
                     assert!(is_taken(key.name, &json!("/a/b")) && is_taken(key.name, &json!("")), "{}", key.name);
                     assert!(!is_taken(key.name, &json!("a/b")), "{}", key.name);
+                }
+                Form::OptionalSocketAddress => {
+                    assert!(is_taken(key.name, &json!("127.0.0.1:9464")) && is_taken(key.name, &json!("[fd00::1]:1")));
+                    assert!(is_taken(key.name, &json!("")) && !is_taken(key.name, &json!(":9464")), "{}", key.name);
                 }
                 Form::Assignments => {
                     let all = json!(["a/b uid=7", "a/c unit=c.service cgroup=/x/y netns=/run/netns/n"]);

@@ -39,6 +39,7 @@ fn a_wrong_value_is_refused_with_file_line_and_key() {
         ("workload: Web\n", "warren.yaml:1", "workload"),
         ("workloads: [\"shop/web\"]\n", "warren.yaml:1", "has no selector"),
         ("workload_api: { socket: api.sock }\n", "warren.yaml", "workload_api.socket"),
+        ("metrics:\n  address: \":9464\"\n", "warren.yaml:2", "metrics.address"),
         ("log:\n  level: info\n  format: xml\n", "warren.yaml:3", "log.format"),
         ("tunnel:\n  device: \"a/b\"\n", "warren.yaml:2", "tunnel.device"),
         ("tunnel:\n  suite: aes-256-gcm\n", "warren.yaml:2", "tunnel.suite"),
