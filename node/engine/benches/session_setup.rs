@@ -23,7 +23,7 @@ use warren_engine::identity::VerifiedPeer;
 use warren_engine::mesh::{EngineConfig, LocalKey, MeshUpdate, TunnelSecret};
 use warren_engine::output::WorkerEvent;
 use warren_engine::session::{DataSession, sealed_length, transport_header};
-use warren_engine::tables::{Receiver, Shared};
+use warren_engine::tables::{Receiver, Shared, UnderWay};
 use warren_engine::{Engine, Now};
 use warren_proto::certificate::TunnelCertificate;
 use warren_proto::policy::{CompiledPolicy, Documents, Mode, SourceFile};
@@ -133,11 +133,12 @@ impl End {
 /// A packet waits at the first end; when it is delivered, both ends hold a confirmed session. The time each worked.
 fn set_up(mesh: &Mesh) -> [Duration; 2] {
     let mut ends = [End::new(mesh, 0), End::new(mesh, 1)];
-    let (local, peer) = {
+    let under_way = {
         let tables = ends[0].shared.tables();
-        (tables.locals[0].index, tables.peers.values().next().expect("a peer").index)
+        let link = &tables.peers.values().next().expect("a peer").links[0].link;
+        UnderWay::begin(link, tables.generation).expect("room")
     };
-    ends[0].timed(|end| end.engine.handle_unsent(local, peer, end.shared.tables().generation, b"a packet", TIME));
+    ends[0].timed(|end| end.engine.handle_unsent(under_way, b"a packet", TIME));
     let mut wire = VecDeque::new();
     loop {
         for (number, end) in ends.iter_mut().enumerate() {

@@ -17,13 +17,14 @@ use warren_proto::certificate::is_low_order;
 
 use crate::Now;
 use crate::demux::{self, LinkId, LoadGate, Message};
+use crate::ecn;
 use crate::handshake::{Doorway, Gate};
 use crate::mesh::{EngineConfig, Event, MeshUpdate, PeerStatus, PlainPacket, Transmit, TunnelKey, UnknownKey};
 use crate::output::WorkerEvent;
 use crate::peers::Peers;
 use crate::peers::link::LinkState;
 use crate::peers::outlet::Outlet;
-use crate::tables::{Generation, LocalIndex, PeerIndex, Shared, Tables};
+use crate::tables::{Generation, Shared, Tables, UnderWay};
 
 /// Strangers' keys remembered by hash. The least seen gives way.
 const MAX_UNKNOWN_KEYS: usize = 256;
@@ -90,21 +91,30 @@ impl Engine {
     }
 
     /// A datagram that no worker could open: a handshake message, a cookie, or a handshake tunnel's transport message.
+    /// Its IP header carried no ECN bits.
     pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Now) {
-        if let Err(reason) = self.take_datagram(from, datagram, now) {
+        self.handle_marked(from, ecn::NOT_ECT, datagram, now);
+    }
+
+    /// As [`Self::handle_datagram`], with the ECN bits of its IP header.
+    pub fn handle_marked(&mut self, from: SocketAddr, ecn: u8, datagram: &[u8], now: Now) {
+        if let Err(reason) = self.take_datagram((from, ecn), datagram, now) {
             self.out.count(reason);
         }
         self.out.publish(&self.shared);
     }
 
-    /// A packet of a local program, judged by the tables of generation `judged`, to a peer without a session or to a plain peer.
-    pub fn handle_unsent(&mut self, local: LocalIndex, peer: PeerIndex, judged: Generation, packet: &[u8], now: Now) {
+    /// A judged packet of a local program to a peer without a session or to a plain peer.
+    pub fn handle_unsent(&mut self, under_way: UnderWay, packet: &[u8], now: Now) {
+        let (id, judged) = ((under_way.link().local(), under_way.link().peer()), under_way.judged());
+        // Until what it becomes has been sent.
+        self.out.under_way.push(under_way);
         // On its way when another policy was applied: it shares the fate of those that waited here.
         if judged < self.peers.judged_since {
             self.out.count(Reason::PolicyChanged);
             return self.out.publish(&self.shared);
         }
-        let known = self.with_link((local, peer), |link, out| link.handle_unsent(packet, out, now));
+        let known = self.with_link(id, |link, out| link.handle_unsent(packet, out, now));
         if known.is_none() {
             self.out.count(Reason::NoPeer);
         }
@@ -141,8 +151,8 @@ impl Engine {
         self.out.publish(&self.shared);
     }
 
-    /// The network said that a datagram to `to` was too long and that UDP payloads of `payload` bytes fit (EMSGSIZE,
-    /// or ICMP that the kernel took note of). Larger inner packets to peers there are refused from now on.
+    /// A device of this host refused a datagram to `to` as too long (EMSGSIZE), and UDP payloads of `payload` bytes fit it.
+    /// Larger inner packets to peers there are refused from now on.
     pub fn handle_path_mtu(&mut self, to: SocketAddr, payload: usize, now: Now) {
         let ids: Vec<_> = self.peers.links().map(|(id, _)| id).collect();
         for id in ids {
@@ -163,9 +173,14 @@ impl Engine {
         self.out.publish(&self.shared);
     }
 
-    /// The next datagram to send.
+    /// The next datagram to send. Send each before asking for the next: with the answer that there is none, workers may
+    /// go on where these end.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.out.transmits.pop_front()
+        let next = self.out.transmits.pop_front();
+        if next.is_none() {
+            self.out.note_all_sent();
+        }
+        next
     }
 
     /// The next packet of a plain peer, for a worker to admit.
@@ -236,7 +251,7 @@ impl Engine {
         self.apply_poll = None;
     }
 
-    fn take_datagram(&mut self, from: SocketAddr, datagram: &[u8], now: Now) -> Result<(), Reason> {
+    fn take_datagram(&mut self, (from, ecn): (SocketAddr, u8), datagram: &[u8], now: Now) -> Result<(), Reason> {
         match demux::classify(datagram)? {
             Message::Initiation { hint } => self.take_initiation(hint, from, datagram, now),
             Message::Response { receiver } => {
@@ -256,7 +271,7 @@ impl Engine {
             }
             Message::Transport { receiver } => {
                 let id = self.out.indices.tunnel(receiver).ok_or(Reason::UnknownReceiver)?;
-                self.on_link(id, |link, out| link.handle_transport(receiver, datagram, from, out, now))
+                self.on_link(id, |link, out| link.handle_transport(receiver, datagram, (from, ecn), out, now))
             }
         }
     }
@@ -298,7 +313,7 @@ impl Engine {
 
     fn doorway_of(&mut self, hint: u32, message: &[u8], now: Now) -> Result<Arc<Doorway>, Reason> {
         let candidates = if hint == 0 {
-            if !self.gate.allow_trial(now.monotonic) {
+            if !self.gate.allow_trial(self.peers.doorways().len(), now.monotonic) {
                 return Err(Reason::HandshakeRateLimited);
             }
             self.peers.doorways()

@@ -184,6 +184,8 @@ pub struct UnknownKey {
 pub struct Transmit {
     /// Where to.
     pub to: SocketAddr,
+    /// The ECN bits that its IP header is to carry ([`crate::ecn`]).
+    pub ecn: u8,
     /// What.
     pub datagram: Vec<u8>,
     /// It must not be fragmented, here or on the way: it asks whether a datagram of its size arrives.
@@ -198,6 +200,8 @@ pub struct PlainPacket {
     pub local: LocalIndex,
     /// The plain peer.
     pub peer: PeerIndex,
+    /// The ECN bits of the IP header that it came under.
+    pub ecn: u8,
     /// The inner packet.
     pub packet: Vec<u8>,
 }

@@ -14,7 +14,7 @@ use warren_proto::Reason;
 use crate::admission::{Admitted, Judgement, Pass};
 use crate::segment::{MAX_PREFIX, Merged, Merger, Offload};
 use crate::session::{DataSession, sealed_length};
-use crate::tables::{Generation, Link, LocalIndex, PeerIndex};
+use crate::tables::{Generation, LocalIndex, PeerIndex, UnderWay};
 
 /// The largest packet or datagram that one call can add to an arena.
 pub const MAX_PACKET: usize = 65_536;
@@ -108,24 +108,22 @@ impl<'a> Delivery<'a> {
 }
 
 /// What the slow half has to deal with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum ForEngine<'a> {
     /// A handshake message, or a transport message of a handshake tunnel.
     Datagram {
         /// Its UDP source.
         source: SocketAddr,
+        /// The ECN bits of its IP header.
+        ecn: u8,
         /// Unchecked but for its length and message type.
         datagram: &'a [u8],
     },
     /// A judged packet of a local program to a peer without a usable session. Its flow is recorded; it wants
     /// sealing and nothing else.
     Unsent {
-        /// The local instance it comes from.
-        local: LocalIndex,
-        /// The peer it goes to.
-        peer: PeerIndex,
-        /// The generation that it was judged by.
-        judged: Generation,
+        /// Its way. Nothing that workers seal overtakes the packet as long as this exists.
+        under_way: UnderWay,
         /// The inner packet.
         packet: &'a [u8],
     },
@@ -212,8 +210,8 @@ impl Train {
 
 #[derive(Debug)]
 enum EngineEntry {
-    Datagram { source: SocketAddr, range: Range<usize> },
-    Unsent { local: LocalIndex, peer: PeerIndex, judged: Generation, range: Range<usize> },
+    Datagram { source: SocketAddr, ecn: u8, range: Range<usize> },
+    Unsent { under_way: UnderWay, range: Range<usize> },
 }
 
 #[derive(Debug)]
@@ -355,15 +353,15 @@ impl Outbox {
         self.deliveries.extend(range.map(Pass::own_refusal));
     }
 
-    pub(crate) fn push_datagram(&mut self, source: SocketAddr, datagram: &[u8]) -> Result<(), Reason> {
+    pub(crate) fn push_datagram(&mut self, (source, ecn): (SocketAddr, u8), datagram: &[u8]) -> Result<(), Reason> {
         let range = self.others.push(datagram).ok_or(Reason::Backpressure)?;
-        self.for_engine.push(EngineEntry::Datagram { source, range });
+        self.for_engine.push(EngineEntry::Datagram { source, ecn, range });
         Ok(())
     }
 
-    pub(crate) fn push_unsent(&mut self, link: &Link, judged: Generation, packet: &[u8]) -> Result<(), Reason> {
+    pub(crate) fn push_unsent(&mut self, under_way: UnderWay, packet: &[u8]) -> Result<(), Reason> {
         let range = self.others.push(packet).ok_or(Reason::Backpressure)?;
-        self.for_engine.push(EngineEntry::Unsent { local: link.local(), peer: link.peer(), judged, range });
+        self.for_engine.push(EngineEntry::Unsent { under_way, range });
         Ok(())
     }
 
@@ -411,12 +409,11 @@ impl Outbox {
     /// What goes to the slow half, in order.
     pub fn for_engine(&self) -> impl Iterator<Item = ForEngine<'_>> {
         self.for_engine.iter().map(|entry| match entry {
-            EngineEntry::Datagram { source, range } => {
-                ForEngine::Datagram { source: *source, datagram: self.others.slice(range.clone()) }
+            EngineEntry::Datagram { source, ecn, range } => {
+                ForEngine::Datagram { source: *source, ecn: *ecn, datagram: self.others.slice(range.clone()) }
             }
-            EngineEntry::Unsent { local, peer, judged, range } => {
-                let packet = self.others.slice(range.clone());
-                ForEngine::Unsent { local: *local, peer: *peer, judged: *judged, packet }
+            EngineEntry::Unsent { under_way, range } => {
+                ForEngine::Unsent { under_way: under_way.clone(), packet: self.others.slice(range.clone()) }
             }
         })
     }

@@ -20,7 +20,7 @@ use crate::identity::test_mesh::{DAY, NOW, TestMesh, TestPeer};
 use crate::mesh::{EngineConfig, Event, LocalKey, MeshUpdate, TunnelSecret};
 use crate::output::{Delivery, ForEngine, Outbox, OutboxLimits, WorkerEvent};
 use crate::segment::{MAX_PREFIX, Merge, Merger, Offload, Split, VirtioNetHeader};
-use crate::tables::Shared;
+use crate::tables::{Shared, UnderWay};
 use crate::testing::Build;
 use crate::worker::Worker;
 
@@ -105,6 +105,10 @@ pub(super) struct Host {
     workers: Vec<(Worker, Outbox)>,
     /// Of each worker: what has come, and when it wakes to take it.
     queues: Vec<(VecDeque<Input>, Option<Duration>)>,
+    /// Packets for the slow half, each with when it is taken out.
+    mailbox: VecDeque<(Duration, UnderWay, Vec<u8>)>,
+    /// Datagrams that workers sent.
+    pub(super) sealed_by_workers: usize,
     merger: Merger,
     pub(super) address: SocketAddr,
     pub(super) key: LocalKey,
@@ -130,6 +134,8 @@ pub(super) struct World {
     pub(super) steering: Steering,
     /// The longest time that a worker sleeps while packets wait for it; each sleeps for a time of its own.
     pub(super) sleep: Duration,
+    /// How long packets lie in the slow half's mailbox, which facts and handshakes overtake.
+    pub(super) queueing: Duration,
     /// Super-packets that hosts were given, of two packets at least.
     pub(super) merged: usize,
     in_flight: BTreeMap<(Duration, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
@@ -160,6 +166,8 @@ impl World {
                 engine: Engine::new(config, Arc::clone(&shared)),
                 workers: workers(&shared),
                 queues: queues(WORKERS),
+                mailbox: VecDeque::new(),
+                sealed_by_workers: 0,
                 merger: Merger::new(Merge { tcp: true, udp: true }, OutboxLimits::default().entries),
                 shared,
                 address: SocketAddr::from(([192, 0, 2, number as u8 + 1], 51820)),
@@ -181,6 +189,7 @@ impl World {
             removed: HashSet::new(),
             steering: Steering::Careless,
             sleep: Duration::ZERO,
+            queueing: Duration::ZERO,
             merged: 0,
             in_flight: BTreeMap::new(),
             recorded: Vec::new(),
@@ -237,6 +246,7 @@ impl World {
         host.engine = Engine::new(EngineConfig::new([self.random.random(); 32]), Arc::clone(&shared));
         host.workers = workers(&shared);
         host.queues = queues(count);
+        host.mailbox.clear();
         host.shared = shared;
         self.apply();
     }
@@ -351,7 +361,7 @@ impl World {
     pub(super) fn pump(&mut self, of: usize) {
         let now = self.now;
         loop {
-            let mut moved = false;
+            let mut moved = self.empty_mailbox(of);
             for at in 0..self.hosts[of].workers.len() {
                 moved |= self.empty_outbox(of, at);
             }
@@ -365,7 +375,7 @@ impl World {
             while let Some(plain) = host.engine.poll_plain() {
                 let (worker, outbox) = &mut host.workers[0];
                 worker.begin_batch(outbox);
-                worker.handle_plain(plain.local, plain.peer, &plain.packet, now, outbox);
+                worker.handle_plain(&plain, now, outbox);
                 moved = true;
             }
             while let Some(event) = host.engine.poll_event() {
@@ -393,6 +403,15 @@ impl World {
         }
     }
 
+    /// The slow half takes what has lain in its mailbox for long enough, and has sent all else before.
+    fn empty_mailbox(&mut self, of: usize) -> bool {
+        let (host, now) = (&mut self.hosts[of], self.now);
+        let due = host.mailbox.pop_front_if(|(at, ..)| *at <= now.monotonic);
+        let Some((_, under_way, packet)) = due else { return false };
+        host.engine.handle_unsent(under_way, &packet, now);
+        true
+    }
+
     fn empty_outbox(&mut self, of: usize, at: usize) -> bool {
         let now = self.now;
         let host = &mut self.hosts[of];
@@ -411,9 +430,9 @@ impl World {
             outbox.handovers().map(|handover| (handover.worker, handover.source, handover.datagram.to_vec())).collect();
         for entry in outbox.for_engine() {
             match entry {
-                ForEngine::Datagram { source, datagram } => host.engine.handle_datagram(source, datagram, now),
-                ForEngine::Unsent { local, peer, judged, packet } => {
-                    host.engine.handle_unsent(local, peer, judged, packet, now);
+                ForEngine::Datagram { source, datagram, .. } => host.engine.handle_datagram(source, datagram, now),
+                ForEngine::Unsent { under_way, packet } => {
+                    host.mailbox.push_back((now.monotonic + self.queueing, under_way, packet.to_vec()));
                 }
             }
         }
@@ -427,6 +446,7 @@ impl World {
             && events.is_empty()
             && outbox.for_engine().next().is_none());
         outbox.clear();
+        host.sealed_by_workers += transmits.len();
         host.delivered.extend(deliveries.into_iter().map(|packet| (now.monotonic, packet)));
         let from = host.address;
         for (owner, source, datagram) in handovers {
@@ -485,7 +505,9 @@ impl World {
             let arrival = self.in_flight.keys().next().map(|(at, _)| *at);
             let timeout = self.hosts.iter().filter_map(|host| host.engine.poll_timeout()).min();
             let wake = self.hosts.iter().flat_map(|host| host.queues.iter().filter_map(|(_, wake)| *wake)).min();
-            let Some(next) = arrival.into_iter().chain(timeout).chain(wake).min().filter(|next| *next <= end) else {
+            let mail = self.hosts.iter().filter_map(|host| host.mailbox.front().map(|(at, ..)| *at)).min();
+            let next = arrival.into_iter().chain(timeout).chain(wake).chain(mail).min();
+            let Some(next) = next.filter(|next| *next <= end) else {
                 break;
             };
             self.set_time(next);
@@ -493,6 +515,9 @@ impl World {
                 let host = &mut self.hosts[of];
                 if host.engine.poll_timeout().is_some_and(|at| at <= next) {
                     host.engine.handle_timeout(self.now);
+                    self.pump(of);
+                }
+                if self.hosts[of].mailbox.front().is_some_and(|(at, ..)| *at <= next) {
                     self.pump(of);
                 }
                 for at in 0..self.hosts[of].queues.len() {

@@ -11,6 +11,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::fast::RandomState;
@@ -24,6 +25,11 @@ use crate::allowed_ips::AllowedIps;
 use crate::counters::LinkCounters;
 use crate::flows::{CutFlow, FlowTable, MAX_FLOWS};
 use crate::session::DataSession;
+
+mod egress;
+
+use egress::Egress;
+pub use egress::UnderWay;
 
 /// One local instance. Given out once in a process's life, so that nothing can be inherited by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,12 +115,14 @@ pub struct Ingress {
 pub struct Link {
     local: LocalIndex,
     peer: PeerIndex,
-    egress: ArcSwapOption<DataSession>,
+    egress: Egress,
     endpoint: ArcSwapOption<SocketAddr>,
     mtu: AtomicU32,
     counters: LinkCounters,
     /// A large packet was sent since the slow half last asked.
     large: AtomicBool,
+    /// No move of the peer is told before this, in microseconds on the axis of [`Now::monotonic`].
+    next_move: AtomicU64,
 }
 
 impl Link {
@@ -124,11 +132,12 @@ impl Link {
         Self {
             local,
             peer,
-            egress: ArcSwapOption::empty(),
+            egress: Egress::default(),
             endpoint: ArcSwapOption::empty(),
             mtu: AtomicU32::new(mtu),
             counters: LinkCounters::new(workers),
             large: AtomicBool::new(false),
+            next_move: AtomicU64::new(0),
         }
     }
 
@@ -150,15 +159,39 @@ impl Link {
         self.peer
     }
 
-    /// The session that packets to the peer are sealed with.
+    /// The session that workers seal packets to the peer with; without one they go to the slow half.
     #[must_use]
     pub fn egress(&self) -> arc_swap::Guard<Option<Arc<DataSession>>> {
-        self.egress.load()
+        self.egress.session()
     }
 
-    /// Moves egress to another session, or to none: packets then go to the slow half.
+    /// Moves egress to another session once nothing is [under way](UnderWay) to the slow half, or to none at once.
     pub fn set_egress(&self, session: Option<Arc<DataSession>>) {
-        self.egress.store(session);
+        let opens = session.is_some();
+        self.prepare_egress(session);
+        if opens {
+            self.open_egress();
+        }
+    }
+
+    /// Egress ends; [`Self::open_egress`] begins it again, with this session.
+    pub(crate) fn prepare_egress(&self, session: Option<Arc<DataSession>>) {
+        self.egress.close(session);
+    }
+
+    /// What the slow half held has been sent: workers may seal once nothing more is under way.
+    pub(crate) fn open_egress(&self) {
+        self.egress.open();
+    }
+
+    /// Moves egress from one session straight to the next, if nothing can be overtaken by that; whether it did.
+    pub(crate) fn renew_egress(&self, session: &Arc<DataSession>) -> bool {
+        self.egress.renew(session)
+    }
+
+    /// Takes no packets until those under way have left and workers may seal.
+    pub(crate) fn shut_egress(&self) {
+        self.egress.shut();
     }
 
     /// Where datagrams to the peer go.
@@ -186,6 +219,17 @@ impl Link {
     /// Notes that a large packet is sent; true for the first since [`Self::expect_large`].
     pub fn note_large(&self) -> bool {
         !self.large.load(Ordering::Relaxed) && !self.large.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether a move of the peer is to be told now; then none is for the length of `pause`. Its sessions all belong to one
+    /// worker, which is the only one to ask.
+    pub(crate) fn take_move(&self, pause: Duration, now: Now) -> bool {
+        let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let told = self.next_move.load(Ordering::Relaxed) <= microseconds(now.monotonic);
+        if told {
+            self.next_move.store(microseconds(now.monotonic + pause), Ordering::Relaxed);
+        }
+        told
     }
 
     /// The next large packet is to be told.

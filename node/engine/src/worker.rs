@@ -14,13 +14,14 @@ use crate::counters::Counters;
 use crate::ecn;
 use crate::flows::{CutFlow, FlowCache, FlowTable, Side};
 use crate::fragments::Fragments;
+use crate::mesh::PlainPacket;
 use crate::output::{Outbox, WorkerEvent};
 use crate::packet::Inner;
 use crate::records::{self, FlowRecord, Observation, Records};
 use crate::refusals::{self, MAX_REFUSAL, Refusal, RefusalLimit};
 use crate::segment::Split;
 use crate::session::{DataSession, sealed_length, transport_header};
-use crate::tables::{Generation, Link, Local, LocalIndex, Peer, PeerIndex, Receiver, Shared, Tables};
+use crate::tables::{Generation, Link, Local, LocalIndex, Peer, PeerIndex, Receiver, Shared, Tables, UnderWay};
 
 mod cut;
 mod way;
@@ -32,11 +33,9 @@ const HANDSHAKE_LENGTHS: [usize; 3] = [148, 92, 64];
 
 /// How often a datagram without a receiver is reported to the slow half: a flood of them costs nothing there.
 const STRAY_INTERVAL: Duration = Duration::from_millis(100);
-/// How often a move of one session's peer is reported: a peer, or somebody on its path, who changes the source of every
-/// packet costs the slow half nothing. Sessions that share a place wait for each other.
+/// How often a move of one peer is reported: a peer, or somebody on its path, who changes the source of every packet costs
+/// the slow half nothing.
 const MOVE_INTERVAL: Duration = Duration::from_millis(100);
-const MOVES: usize = 1 << (u32::BITS - MOVE_SHIFT);
-const MOVE_SHIFT: u32 = 26;
 
 /// Places in [`Desk::runs`].
 const OUT: usize = 0;
@@ -78,8 +77,6 @@ struct Desk {
     counters: Arc<Counters>,
     limit: RefusalLimit,
     refusal: Box<[u8; MAX_REFUSAL]>,
-    /// No endpoint move is reported before this, by the upper bits of the session's receiver index.
-    next_move: [Duration; MOVES],
     /// No stray datagram is reported before this.
     next_stray: Duration,
 }
@@ -105,7 +102,6 @@ impl Worker {
                 counters: Arc::default(),
                 limit: RefusalLimit::default(),
                 refusal: Box::new([0; MAX_REFUSAL]),
-                next_move: [Duration::ZERO; MOVES],
                 next_stray: Duration::ZERO,
             },
         }
@@ -222,7 +218,8 @@ impl Worker {
     }
 
     /// An inner packet of a plain WireGuard peer, opened by its handshake tunnel.
-    pub fn handle_plain(&mut self, local: LocalIndex, peer: PeerIndex, packet: &[u8], now: Now, outbox: &mut Outbox) {
+    pub fn handle_plain(&mut self, plain: &PlainPacket, now: Now, outbox: &mut Outbox) {
+        let PlainPacket { local, peer, ecn, ref packet } = *plain;
         if !outbox.has_room() {
             return self.desk.counters.drop_one(Reason::Backpressure);
         }
@@ -231,7 +228,8 @@ impl Worker {
         let outcome = match moment.tables.peer(peer) {
             Some(peer) if peer.is_plain => {
                 let judged = desk.judge(moment, local, peer.index, packet);
-                outbox.stage(packet).and_then(|()| desk.settle(&judged, link, now, outbox))
+                let staged = outbox.stage(packet).and_then(|()| judged.mark(ecn, outbox));
+                staged.and_then(|()| desk.settle(&judged, link, now, outbox))
             }
             Some(_) => Err(Reason::ProtectionMismatch),
             None => Err(Reason::PeerRevoked),
@@ -277,7 +275,7 @@ impl Worker {
                     return Err(Reason::UnknownReceiver);
                 }
             }
-            return outbox.push_datagram(source, datagram);
+            return outbox.push_datagram((source, ecn), datagram);
         }
         let (receiver, _) = transport_header(datagram)?;
         let (index, workers) = (self.index, self.shared.workers());
@@ -290,7 +288,7 @@ impl Worker {
                 }
                 Err(Reason::UnknownReceiver)
             }
-            Some(Receiver::Handshake) => outbox.push_datagram(source, datagram),
+            Some(Receiver::Handshake) => outbox.push_datagram((source, ecn), datagram),
             Some(Receiver::Data(session)) => match owner(receiver, workers) {
                 owner if owner == index => {
                     let link = moment.tables.link(session.local(), session.peer());
@@ -410,12 +408,7 @@ impl Desk {
         self.follow_endpoint(link, session, source, now, outbox);
         match judged {
             Some(judged) => {
-                if ecn != ecn::NOT_ECT
-                    && judged.judgement.verdict.is_ok()
-                    && let Some(packet) = outbox.inner_spare().get_mut(..judged.length)
-                {
-                    ecn::decapsulate(packet, ecn)?;
-                }
+                judged.mark(ecn, outbox)?;
                 self.settle(&judged, link, now, outbox)
             }
             // A keepalive.
@@ -500,30 +493,52 @@ impl Desk {
         now: Now,
         outbox: &mut Outbox,
     ) -> Result<(), Reason> {
-        if let Some(Carrier { session, endpoint, mtu }) = carrier
-            && let Some(session) = session.as_ref()
+        if let Some(carrier) = carrier
+            && self.seal(carrier, way, packet, now, outbox)?
         {
-            let spare = outbox.wire_spare();
-            if spare.len() < sealed_length(packet.len()) {
-                return Err(Reason::Backpressure);
-            }
-            match session.seal(packet, *mtu, spare, now) {
-                Ok(length) => {
-                    outbox.transmit(*endpoint, ecn::of(packet), length);
-                    self.count_out(way.link, packet.len());
-                    if session.take_rekey_request(now) {
-                        outbox.push_event(WorkerEvent::RekeyDue(Arc::clone(session)));
-                    }
-                    return Ok(());
-                }
-                // The slow half begins the next one and sends this packet through it.
-                Err(Reason::SessionExpired | Reason::CertificateExpired) => {}
-                Err(reason) => return Err(reason),
-            }
+            return Ok(());
         }
-        outbox.push_unsent(way.link, self.generation, packet)?;
+        let under_way = UnderWay::begin(way.link, self.generation).ok_or(Reason::QueueFull)?;
+        // Counted, the packet keeps other sessions from workers. One that came before the count has nothing before it.
+        if let Some(newer) = way.carrier()
+            && !carrier.is_some_and(|tried| tried.is_same(&newer))
+        {
+            drop(under_way);
+            return self.send_by(Some(&newer), way, packet, now, outbox);
+        }
+        outbox.push_unsent(under_way, packet)?;
         self.count_out(way.link, packet.len());
         Ok(())
+    }
+
+    /// Seals a packet; false when the session is over, and the slow half has to begin the next one and send this packet
+    /// through it.
+    fn seal(
+        &self,
+        carrier: &Carrier,
+        way: Way<'_>,
+        packet: &[u8],
+        now: Now,
+        outbox: &mut Outbox,
+    ) -> Result<bool, Reason> {
+        let Carrier { session, endpoint, mtu } = carrier;
+        let Some(session) = session.as_ref() else { return Ok(false) };
+        let spare = outbox.wire_spare();
+        if spare.len() < sealed_length(packet.len()) {
+            return Err(Reason::Backpressure);
+        }
+        match session.seal(packet, *mtu, spare, now) {
+            Ok(length) => {
+                outbox.transmit(*endpoint, ecn::of(packet), length);
+                self.count_out(way.link, packet.len());
+                if session.take_rekey_request(now) {
+                    outbox.push_event(WorkerEvent::RekeyDue(Arc::clone(session)));
+                }
+                Ok(true)
+            }
+            Err(Reason::SessionExpired | Reason::CertificateExpired) => Ok(false),
+            Err(reason) => Err(reason),
+        }
     }
 
     fn count_out(&self, link: &Link, bytes: usize) {
@@ -556,9 +571,7 @@ impl Desk {
             self.at_home = Some(arrival);
             return;
         }
-        let due = &mut self.next_move[(session.local_index() >> MOVE_SHIFT) as usize];
-        if now.monotonic >= *due {
-            *due = now.monotonic + MOVE_INTERVAL;
+        if link.take_move(MOVE_INTERVAL, now) {
             outbox.push_event(WorkerEvent::Moved(Arc::clone(session), source));
         }
     }
@@ -575,7 +588,7 @@ impl Desk {
     }
 
     /// Sends the answer in [`Self::refusal`] to a peer. It begins no session of its own.
-    fn answer_peer(&mut self, peer: &Peer, link: &Link, length: usize, now: Now, outbox: &mut Outbox) {
+    fn answer_peer(&mut self, peer: &Peer, link: &Arc<Link>, length: usize, now: Now, outbox: &mut Outbox) {
         if !peer.is_plain && link.egress().is_none() {
             return;
         }

@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use warren_engine::counters::Counters;
-use warren_engine::ecn::NOT_ECT;
 use warren_engine::engine::Engine;
 use warren_engine::mesh::{Event, MeshUpdate};
 use warren_engine::output::{Transmit, WorkerEvent};
-use warren_engine::tables::{Generation, LocalIndex, PeerIndex, Shared, Tables};
+use warren_engine::tables::{Shared, Tables, UnderWay};
 use warren_proto::Reason;
 
 use super::io::OuterIo;
@@ -25,10 +24,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// What others hand to the engine.
 pub(super) enum ToEngine {
-    /// A handshake message, or a transport message of a handshake tunnel.
-    Datagram(SocketAddr, Box<[u8]>),
+    /// A handshake message, or a transport message of a handshake tunnel, with its ECN bits.
+    Datagram(SocketAddr, u8, Box<[u8]>),
     /// A judged packet that waits for a session.
-    Unsent(LocalIndex, PeerIndex, Generation, Box<[u8]>),
+    Unsent(UnderWay, Box<[u8]>),
     /// A fact from a worker.
     Event(WorkerEvent),
     /// The path to an endpoint takes UDP payloads of this many bytes and no longer ones.
@@ -52,11 +51,11 @@ impl Mail for ToEngine {
     fn sender(&self) -> (Lane, Self::Sender) {
         let known = |kind, number: u32| (Lane::Known, (kind, IpAddr::from(number.to_be_bytes())));
         match self {
-            Self::Datagram(from, datagram) => match tunnel_of(datagram) {
+            Self::Datagram(from, _, datagram) => match tunnel_of(datagram) {
                 Some(prefix) => known(1, prefix),
                 None => (Lane::Strange, (2, network(from.ip()))),
             },
-            Self::Unsent(_, peer, ..) => known(3, peer.0),
+            Self::Unsent(under_way, _) => known(3, under_way.link().peer().0),
             _ => known(0, 0),
         }
     }
@@ -164,10 +163,8 @@ impl EngineLoop {
     fn take(&mut self, item: ToEngine) -> bool {
         let now = (self.wiring.time)();
         match item {
-            ToEngine::Datagram(from, datagram) => self.engine.handle_datagram(from, &datagram, now),
-            ToEngine::Unsent(local, peer, judged, packet) => {
-                self.engine.handle_unsent(local, peer, judged, &packet, now)
-            }
+            ToEngine::Datagram(from, ecn, datagram) => self.engine.handle_marked(from, ecn, &datagram, now),
+            ToEngine::Unsent(under_way, packet) => self.engine.handle_unsent(under_way, &packet, now),
             ToEngine::Event(event) => self.engine.handle_worker_event(&event, now),
             ToEngine::PathMtu(to, payload) => self.engine.handle_path_mtu(to, payload, now),
             ToEngine::CutDone => self.held.cuts_under_way = self.held.cuts_under_way.saturating_sub(1),
@@ -208,7 +205,7 @@ impl EngineLoop {
             if transmit.whole {
                 self.outer.send_whole(transmit.to, bytes, &mut |_, why| own.drop_one(reason(why)));
             } else {
-                let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len(), ecn: NOT_ECT };
+                let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len(), ecn: transmit.ecn };
                 self.outer.send(&mut std::iter::once(one), &mut |_, why| own.drop_one(reason(why)));
             }
             while let Some((to, payload)) = self.outer.poll_path_mtu() {

@@ -44,8 +44,8 @@ pub trait Syscalls: Clone + Send {
     /// Waits until the send buffer has room; whether it has.
     fn wait_writable(&self, fd: BorrowedFd<'_>, at_most: Timespec) -> bool;
 
-    /// The largest IP packet that this host believes the path to `to` takes: the route's device, or what a router on
-    /// the way said.
+    /// The largest IP packet that this host believes the path to `to` takes: the route's device, or less where the route
+    /// says so or some other socket's ICMP did.
     fn path_mtu(&self, to: SocketAddr) -> Result<usize, Errno>;
 }
 

@@ -230,11 +230,12 @@ fn hear_marks(fd: BorrowedFd<'_>, ipv6: bool, kernel: &impl Syscalls) -> Result<
 }
 
 /// Leaves outer datagrams without "don't fragment": a path narrower than the tunnel's MTU then costs speed and not
-/// connections.
+/// connections. What ICMP says of the path is not believed: one forged message would have this host cut everything to that
+/// peer into fragments, trains included, for ten minutes. The engine asks the path itself.
 fn allow_fragments(fd: BorrowedFd<'_>, ipv6: bool, kernel: &impl Syscalls) -> Result<(), Errno> {
-    kernel.set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    kernel.set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT)?;
     if ipv6 {
-        kernel.set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+        kernel.set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_OMIT)?;
     }
     Ok(())
 }
@@ -351,19 +352,19 @@ impl<S: Syscalls> OuterIo for UdpSocket<S> {
     }
 
     /// "Don't fragment" is a setting of the socket. For the moment of this send it holds for what others send through it
-    /// too; whatever of theirs does not fit its path then is refused as too big, which is what the path is asked about.
+    /// too; whatever of theirs does not fit its device then is refused as too big, which is what the path is asked about.
     fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
         let mut count = 0;
         self.add(&mut count, Transmit { endpoint, bytes, segment: bytes.len(), ecn: NOT_ECT }, refused);
-        let (level, name) = if endpoint.is_ipv4() {
-            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+        let (level, name, whole, otherwise) = if endpoint.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_OMIT)
         } else {
-            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_OMIT)
         };
         if count == 0 {
             return;
         }
-        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, libc::IP_PMTUDISC_DO) {
+        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, whole) {
             return self.refuse(endpoint, 1, SendRefusal::Failed(errno.raw_os_error()), refused);
         }
         // SAFETY: header 0 points at `bytes`, which lives through the call, and at a name inside `self.vectors`.
@@ -372,7 +373,7 @@ impl<S: Syscalls> OuterIo for UdpSocket<S> {
             Err(Errno::MSGSIZE) => self.note_path(endpoint, bytes.len()),
             Ok(0) | Err(_) => self.flush(0, count, refused),
         }
-        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, libc::IP_PMTUDISC_DONT) {
+        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, otherwise) {
             self.offloads.errors().count(Call::UdpSend, errno, 0);
         }
     }
@@ -514,14 +515,16 @@ impl<S: Syscalls> UdpSocket<S> {
         self.rests.push((endpoint, REST));
     }
 
-    /// A datagram with `payload` bytes did not fit, or perhaps it was that: asks what the path to `endpoint` takes and
-    /// keeps the answer for [`OuterIo::poll_path_mtu`] if it is less.
+    /// A datagram with `payload` bytes did not fit its device, or perhaps it was that: asks what the way to `endpoint` takes
+    /// and keeps the answer for [`OuterIo::poll_path_mtu`] if it is less. Asked once until the answer is taken: however many
+    /// datagrams are too long, the system calls are those of one.
     fn note_path(&mut self, endpoint: SocketAddr, payload: usize) {
+        if self.narrow.len() == MAX_RESTS || self.narrow.iter().any(|(at, _)| *at == endpoint) {
+            return;
+        }
         let headers = if endpoint.is_ipv4() { 20 + 8 } else { 40 + 8 };
         if let Ok(mtu) = self.kernel.path_mtu(endpoint)
             && mtu < payload + headers
-            && self.narrow.len() < MAX_RESTS
-            && !self.narrow.iter().any(|(at, _)| *at == endpoint)
         {
             self.narrow.push((endpoint, mtu.saturating_sub(headers)));
         }

@@ -211,8 +211,8 @@ impl WorkerLoop {
                 ToWorker::Datagram(from, ecn, datagram) => {
                     self.worker.handle_marked(from, ecn, &datagram, now, &mut self.outbox);
                 }
-                ToWorker::Plain(PlainPacket { local, peer, packet }) => {
-                    self.worker.handle_plain(local, peer, &packet, now, &mut self.outbox);
+                ToWorker::Plain(packet) => {
+                    self.worker.handle_plain(&packet, now, &mut self.outbox);
                 }
                 ToWorker::Cut(cuts) => {
                     for cut in &cuts {
@@ -344,10 +344,8 @@ impl Ports {
         }
         for item in outbox.for_engine() {
             let item = match item {
-                ForEngine::Datagram { source, datagram } => ToEngine::Datagram(source, datagram.into()),
-                ForEngine::Unsent { local, peer, judged, packet } => {
-                    ToEngine::Unsent(local, peer, judged, packet.into())
-                }
+                ForEngine::Datagram { source, ecn, datagram } => ToEngine::Datagram(source, ecn, datagram.into()),
+                ForEngine::Unsent { under_way, packet } => ToEngine::Unsent(under_way, packet.into()),
             };
             if !wiring.engine.offer(item) {
                 counters.drop_one(Reason::HandoverFull);

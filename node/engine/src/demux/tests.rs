@@ -101,6 +101,18 @@ fn a_source_is_limited_and_a_flood_of_sources_bounded() {
     assert!(gate.allow_source(flood(u32::MAX), now + Duration::from_secs(2)));
 }
 
+#[test]
+fn initiations_without_a_hint_cost_a_bounded_number_of_hashes_however_many_keys_there_are() {
+    let second = Duration::from_secs(1);
+    for keys in [1, 100, 10_000] {
+        let mut gate = LoadGate::new(0);
+        let tried = (0..400_000).filter(|_| gate.allow_trial(keys, second)).count();
+        assert_eq!(tried * keys, 75_000 / keys * keys);
+        let later = (0..400_000).filter(|_| gate.allow_trial(keys, 2 * second)).count();
+        assert_eq!(later, tried, "a burst is all that is saved up");
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_datagrams_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -13,7 +13,7 @@ use crate::identity::VerifiedPeer;
 use crate::identity::test_mesh::{DAY, NOW, TestMesh, TestPeer};
 use crate::mesh::{LocalKey, Stage, TunnelSecret};
 use crate::session::{DataSession, Suite, transport_header};
-use crate::tables::Receiver;
+use crate::tables::{LocalIndex, PeerIndex, Receiver};
 
 mod attacks;
 mod plain;
@@ -78,8 +78,14 @@ fn issue_for(mesh: &TestMesh, peer: &TestPeer, secret: TunnelSecret) -> (LocalKe
 impl Node {
     /// A packet that a worker judged by the tables in force and could not seal.
     fn unsent(&mut self, local: LocalIndex, peer: PeerIndex, packet: &[u8], now: Now) {
-        let judged = self.shared.tables().generation;
-        self.engine.handle_unsent(local, peer, judged, packet, now);
+        let under_way = self.under_way(local, peer);
+        self.engine.handle_unsent(under_way, packet, now);
+    }
+
+    fn under_way(&self, local: LocalIndex, peer: PeerIndex) -> UnderWay {
+        let tables = self.shared.tables();
+        let link = &tables.peer(peer).expect("a peer").link(local).expect("a way").link;
+        UnderWay::begin(link, tables.generation).expect("room")
     }
 }
 

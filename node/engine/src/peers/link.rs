@@ -21,6 +21,7 @@ use warren_proto::{InstanceId, Reason, SpiffeId, UnixTime};
 use super::outlet::Outlet;
 use crate::Now;
 use crate::demux::LinkId;
+use crate::ecn;
 use crate::handshake::{Doorway, HandshakeTunnel};
 use crate::key_exchange::parts::Assembly;
 use crate::key_exchange::{Offering, Party};
@@ -40,6 +41,11 @@ use upkeep::{PLAIN_TICK, WATCH_EVERY};
 
 /// Inner packets that may wait over all links: 6 MiB at the usual size, should half the mesh be away.
 const MAX_WAITING: usize = 4096;
+/// Threads take the time at the start of a batch: no two are further apart.
+const CLOCKS_APART: Duration = Duration::from_secs(1);
+/// Packets that may still come this way after a session began, before no more are taken: twice what was under way when it
+/// did (a mailbox's share and a batch), else workers bring them faster than they leave here.
+const MAX_LATE: usize = 1024;
 /// A rekey that is due and cannot begin is looked at again after this.
 const REKEY_RETRY: Duration = Duration::from_secs(2);
 /// Within this time after a peer showed a new key, its session moves to it.
@@ -129,6 +135,8 @@ pub(crate) struct LinkState {
     accepting: Option<Accepting>,
     /// Packets are sealed with it.
     current: Option<Established>,
+    /// Packets that came here although there was a session, since it began.
+    late: usize,
     /// Open for what is under way, oldest first.
     retired: VecDeque<Established>,
     /// When a session that the peer offered is renewed by us, should the peer not do it first.
@@ -170,6 +178,7 @@ impl LinkState {
             effort: Effort::Idle,
             accepting: None,
             current: None,
+            late: 0,
             retired: VecDeque::new(),
             rekey_at: None,
             hold_until: Duration::ZERO,
@@ -293,6 +302,12 @@ impl LinkState {
     /// A judged packet of a local program that no worker could seal.
     pub(crate) fn handle_unsent(&mut self, packet: &[u8], out: &mut Outlet, now: Now) {
         self.close_ended(out, now);
+        if self.current.is_some() {
+            self.late += 1;
+            if self.late > MAX_LATE {
+                self.cell.shut_egress();
+            }
+        }
         if !self.seal_packet(packet, out, now) {
             self.wait(packet, out);
             self.resume(out, now);
@@ -335,7 +350,7 @@ impl LinkState {
                 if self.check_dates(&local, &peer, now).is_ok()
                     && let Some(datagram) = self.tunnels[at].noise.seal(packet)
                 {
-                    out.send(endpoint, datagram);
+                    out.send_marked(endpoint, ecn::of(packet), datagram);
                     return true;
                 }
             }
@@ -372,19 +387,29 @@ impl LinkState {
         }
     }
 
-    /// Moves egress to a session that both ends are known to hold. What waited is sealed first, so that no worker
-    /// overtakes it; the session before stays open for what is under way.
+    /// Moves egress to a session that both ends are known to hold. What waited, and what is on its way here, is sent
+    /// first, so that no worker overtakes it; the session before stays open for what is under way to the peer.
     fn promote(&mut self, established: Established, out: &mut Outlet, now: Now) {
+        // A worker that finds the session before over hands packets on just now.
+        let soon = Now { monotonic: now.monotonic + CLOCKS_APART, unix: now.unix.plus(CLOCKS_APART) };
+        let seals = self.current.as_ref().is_some_and(|current| !current.session.is_over(soon));
+        if !(seals && self.waiting.is_empty() && self.cell.renew_egress(&established.session)) {
+            self.cell.prepare_egress(Some(Arc::clone(&established.session)));
+            out.open_egress(&self.cell);
+        }
+        self.late = 0;
         if let Some(endpoint) = self.path.endpoint() {
             if self.waiting.is_empty() && !established.offered {
                 // The offerer waits for an answer before it moves its own egress.
                 send_sealed(&established.session, &[], self.cell.mtu(), endpoint, out, now);
             }
             for packet in self.take_waiting(out) {
-                send_sealed(&established.session, &packet, self.cell.mtu(), endpoint, out, now);
+                if !send_sealed(&established.session, &packet, self.cell.mtu(), endpoint, out, now) {
+                    out.count(Reason::SessionExpired);
+                    self.cell.counters().drop_many(Reason::SessionExpired, 1);
+                }
             }
         }
-        self.cell.set_egress(Some(Arc::clone(&established.session)));
         let suite = established.session.suite();
         let before = self.current.replace(established);
         let rekey = before.is_some();
@@ -464,7 +489,7 @@ impl LinkState {
         &mut self,
         receiver: u32,
         message: &[u8],
-        from: SocketAddr,
+        (from, ecn): (SocketAddr, u8),
         out: &mut Outlet,
         now: Now,
     ) -> Result<(), Reason> {
@@ -483,7 +508,7 @@ impl LinkState {
         match opened {
             Some(packet) if crate::key_exchange::parts::is_control(&packet) => Err(Reason::PlainPeerControl),
             Some(packet) => {
-                out.plain.push_back(PlainPacket { local: self.id.0, peer: self.id.1, packet });
+                out.plain.push_back(PlainPacket { local: self.id.0, peer: self.id.1, ecn, packet });
                 Ok(())
             }
             None => Ok(()),

@@ -11,9 +11,10 @@ use rand::{Rng, SeedableRng};
 use warren_proto::Reason;
 
 use crate::demux::{Indices, LinkId};
+use crate::ecn;
 use crate::mesh::{EngineConfig, Event, PlainPacket, Transmit};
 use crate::session::DataSession;
-use crate::tables::{Shared, Tables};
+use crate::tables::{Link, Shared, Tables, UnderWay};
 
 pub(crate) struct Outlet {
     pub(crate) config: EngineConfig,
@@ -27,6 +28,10 @@ pub(crate) struct Outlet {
     pub(crate) events: VecDeque<Event>,
     /// Inner packets that wait for a session, over all links.
     pub(crate) waiting: usize,
+    /// Of the packets whose datagrams lie in `transmits`.
+    pub(crate) under_way: Vec<UnderWay>,
+    /// Links whose workers may seal when `transmits` has been sent.
+    opening: Vec<Arc<Link>>,
     random: StdRng,
     unpublished: bool,
     drops: [u64; Reason::ALL.len()],
@@ -44,18 +49,39 @@ impl Outlet {
             plain: VecDeque::new(),
             events: VecDeque::new(),
             waiting: 0,
+            under_way: Vec::new(),
+            opening: Vec::new(),
             unpublished: false,
             drops: [0; Reason::ALL.len()],
         }
     }
 
+    /// Sends a message of this node's own.
     pub(crate) fn send(&mut self, to: SocketAddr, datagram: Vec<u8>) {
-        self.transmits.push_back(Transmit { to, datagram, whole: false });
+        self.send_marked(to, ecn::NOT_ECT, datagram);
+    }
+
+    /// Sends what carries an inner packet, with that one's ECN bits.
+    pub(crate) fn send_marked(&mut self, to: SocketAddr, ecn: u8, datagram: Vec<u8>) {
+        self.transmits.push_back(Transmit { to, ecn, datagram, whole: false });
     }
 
     /// Sends what must arrive in one piece or not at all.
     pub(crate) fn send_whole(&mut self, to: SocketAddr, datagram: Vec<u8>) {
-        self.transmits.push_back(Transmit { to, datagram, whole: true });
+        self.transmits.push_back(Transmit { to, ecn: ecn::NOT_ECT, datagram, whole: true });
+    }
+
+    /// Workers may seal with the link's session when everything said before this has been sent.
+    pub(crate) fn open_egress(&mut self, link: &Arc<Link>) {
+        self.opening.push(Arc::clone(link));
+    }
+
+    /// Everything that was queued here lies on the wire.
+    pub(crate) fn note_all_sent(&mut self) {
+        self.under_way.clear();
+        for link in self.opening.drain(..) {
+            link.open_egress();
+        }
     }
 
     pub(crate) fn say(&mut self, event: Event) {

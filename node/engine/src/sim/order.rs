@@ -72,6 +72,52 @@ fn no_flow_overtakes_itself_across_rekeys() {
     }
 }
 
+/// Packets come all the while, before the session and after, and those for the slow half lie in its mailbox for a time.
+#[test]
+fn no_flow_overtakes_itself_when_a_session_begins() {
+    for (seed, workers) in [(41, 1), (42, 2), (43, 4)] {
+        let mut world = World::new(seed, &[(0, 1, PORT), (1, 2, PORT)]);
+        for of in 0..3 {
+            world.restart_with(of, workers);
+        }
+        (world.wire, world.steering) = (FIFO, Steering::ByReceiver);
+        (world.sleep, world.queueing) = (Duration::from_micros(300), Duration::from_micros(600));
+        let mut sent = 0;
+        for _ in 0..5 {
+            // Each session is over, and nobody has asked for the next.
+            world.run(Duration::from_secs(200));
+            sent += load(&mut world, 100);
+        }
+        let up = world.hosts[0].events.iter().filter(|event| matches!(event, Event::SessionUp { .. })).count();
+        assert_eq!(up, 5, "each load began without a session");
+        let slow = world.drops(0).get(&Reason::QueueFull).copied().unwrap_or_default();
+        let arrived = check_order(&mut world);
+        assert_eq!(arrived, [sent as usize; 2], "and lost nothing with {workers} workers; {slow} dropped");
+        assert!(world.hosts[0].sealed_by_workers > 4 * sent as usize / 5, "workers did not wait for ever");
+    }
+}
+
+/// More packets than the slow half seals: workers get the session all the same, after some packets were dropped.
+#[test]
+fn workers_get_a_session_under_a_load_that_never_ends() {
+    let mut world = world(44, Steering::ByReceiver, 2);
+    world.run(Duration::from_secs(200));
+    // A packet every 100 microseconds, and each lies there longer.
+    world.queueing = Duration::from_millis(20);
+    world.sleep = Duration::ZERO;
+    let mut sent = 0;
+    for _ in 0..500 {
+        world.call_in_a_train(0, 1, PORT, 10);
+        world.run(Duration::from_millis(1));
+        sent += 10;
+    }
+    let [arrived, _] = check_order(&mut world);
+    let dropped = world.drops(0).get(&Reason::QueueFull).copied().unwrap_or_default();
+    assert_eq!(arrived as u64 - 1 + dropped, sent, "what is lost is counted");
+    assert!(dropped > 0 && dropped < sent / 10, "{dropped} of {sent} dropped");
+    assert!(world.hosts[0].sealed_by_workers > sent as usize / 2, "most went straight");
+}
+
 #[test]
 fn no_flow_overtakes_itself_when_a_host_moves() {
     for (seed, workers) in [(11, 2), (12, 4)] {

@@ -358,6 +358,11 @@ fn domain() -> TrustDomain {
     "bank.example".parse().expect("a domain")
 }
 
+/// A plain device's packet, without ECN bits on its outer header.
+fn from_plain(from: usize, packet: &[u8]) -> PlainPacket {
+    PlainPacket { local: LOCAL, peer: peer_index(from), ecn: ecn::NOT_ECT, packet: packet.to_vec() }
+}
+
 /// Packets from one node to another, in both families.
 fn between(from: usize, to: usize) -> [Build; 2] {
     let (from, to) = (addresses(from), addresses(to));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use warren_proto::Reason;
 
 use crate::admission::Judgement;
+use crate::ecn;
 use crate::output::{Outbox, WorkerEvent};
 use crate::session::{DataSession, sealed_length};
 use crate::tables::{Link, Peer, PeerLink};
@@ -17,7 +18,7 @@ const LARGE: usize = 1280 - 48 - sealed_length(0);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Way<'t> {
     pub(super) peer: &'t Peer,
-    pub(super) link: &'t Link,
+    pub(super) link: &'t Arc<Link>,
     /// Of the packet as its IP header says.
     pub(super) length: usize,
 }
@@ -42,6 +43,13 @@ pub(super) struct Carrier {
     pub(super) endpoint: SocketAddr,
     /// Padding ends here.
     pub(super) mtu: usize,
+}
+
+impl Carrier {
+    /// Whether both would seal with the same session.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        matches!((&*self.session, &*other.session), (Some(a), Some(b)) if Arc::ptr_eq(a, b))
+    }
 }
 
 impl Way<'_> {
@@ -73,4 +81,17 @@ pub(super) struct Judged<'t> {
     pub(super) length: usize,
     /// The answer that waits in the worker's refusal buffer: its length and whom it goes to.
     pub(super) answer: Option<(usize, &'t Peer, &'t PeerLink)>,
+}
+
+impl Judged<'_> {
+    /// Gives the packet in the spare part, if it may pass, the ECN bits that its outer header's say.
+    pub(super) fn mark(&self, outer: u8, outbox: &mut Outbox) -> Result<(), Reason> {
+        if outer != ecn::NOT_ECT
+            && self.judgement.verdict.is_ok()
+            && let Some(packet) = outbox.inner_spare().get_mut(..self.length)
+        {
+            ecn::decapsulate(packet, outer)?;
+        }
+        Ok(())
+    }
 }

@@ -16,6 +16,7 @@ pub(in crate::data_plane) enum On {
     GivesTso,
     /// By the option's name.
     SetOption(i32),
+    PathMtu,
 }
 
 /// How often a call ends as scripted.
@@ -150,6 +151,7 @@ impl Syscalls for Script {
     }
 
     fn path_mtu(&self, to: SocketAddr) -> Result<usize, Errno> {
+        let _ = self.next(On::PathMtu);
         let scripted = self.0.lock().expect("script").path_mtu;
         scripted.map_or_else(|| Kernel.path_mtu(to), Ok)
     }

@@ -290,6 +290,22 @@ fn a_datagram_longer_than_the_path_makes_the_path_mtu_known_and_no_offload_rests
 }
 
 #[test]
+fn however_many_datagrams_are_too_long_the_path_is_looked_up_once() {
+    let script = Script::default();
+    script.set_path_mtu(900);
+    script.let_end(On::Sendmmsg, End::Fails(Errno::MSGSIZE), Times::Forever);
+    let mut one = bind_with(0, 1, &all(), &script).expect("bind");
+    let (to, long) = (loopback(9), vec![7; 1000]);
+    let mut refused = 0;
+    for looked_up in 1..=2 {
+        one.sockets[0].send(&mut (0..40).map(|_| train(to, &long, 1000)), &mut |_, _| refused += 1);
+        assert_eq!(script.calls(On::PathMtu), looked_up);
+        assert_eq!(one.sockets[0].poll_path_mtu(), Some((to, 900 - 28)));
+    }
+    assert_eq!(refused, 80);
+}
+
+#[test]
 fn a_send_that_takes_fewer_messages_than_it_was_given_goes_on_with_the_rest() {
     for most in [0, 1] {
         let script = Script::default();

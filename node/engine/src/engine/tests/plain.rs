@@ -117,6 +117,46 @@ fn a_device_may_begin_and_needs_no_hint() {
     assert_eq!(plain.from_node, [inner(17, b"answer")]);
 }
 
+/// What strangers make up names no key of ours; however much of it there is, a device that knows the key gets in.
+#[test]
+fn junk_without_a_hint_shuts_no_plain_device_out() {
+    let mut plain = Plain::new();
+    let mut junk = plain.device.initiate().expect("initiation");
+    for number in 0..20_000_u32 {
+        junk[8..12].copy_from_slice(&number.to_le_bytes());
+        plain.node_takes(&junk);
+    }
+    assert_eq!(plain.world.drops(0, Reason::BadMac), 20_000);
+    let initiation = plain.device.initiate().expect("initiation");
+    plain.node_takes(&initiation);
+    let packet = plain.device.seal(&inner(17, b"hello")).expect("established by the response");
+    plain.node_takes(&packet);
+    assert_eq!(plain.opened(), [inner(17, b"hello")]);
+}
+
+#[test]
+fn congestion_marks_travel_with_a_plain_devices_packets_both_ways() {
+    let mut plain = Plain::new();
+    let mut packet = inner(17, b"first");
+    ecn::set(&mut packet, ecn::ECT_0);
+    let (local, peer) = plain.world.link(0);
+    let now = plain.world.now;
+    plain.world.nodes[0].unsent(local, peer, &packet, now);
+    let mut marks = Vec::new();
+    while let Some(transmit) = plain.world.nodes[0].engine.poll_transmit() {
+        marks.push((transmit.datagram[0], transmit.ecn));
+        if let Some(answer) = plain.device_takes(&transmit.datagram) {
+            plain.world.nodes[0].engine.handle_datagram(address(1), &answer, now);
+        }
+    }
+    assert_eq!(marks.first(), Some(&(1, ecn::NOT_ECT)), "handshakes carry none");
+    assert_eq!(marks.last(), Some(&(4, ecn::ECT_0)), "a packet carries its own");
+    let answer = plain.device.seal(&inner(17, b"answer")).expect("established");
+    plain.world.nodes[0].engine.handle_marked(address(1), ecn::CE, &answer, now);
+    let opened = plain.world.nodes[0].engine.poll_plain().expect("opened");
+    assert_eq!((opened.ecn, opened.packet), (ecn::CE, inner(17, b"answer")));
+}
+
 #[test]
 fn control_datagrams_of_a_plain_device_are_dropped_by_name() {
     let mut plain = Plain::new();

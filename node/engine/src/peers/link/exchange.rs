@@ -14,6 +14,7 @@ use warren_proto::{Reason, UnixTime};
 
 use super::{Accepting, Effort, Established, LinkState, Tunnel};
 use crate::Now;
+use crate::ecn;
 use crate::key_exchange::parts::{self, ETHERNET_LIMIT, MINIMUM_LIMIT};
 use crate::key_exchange::{self, Kind, Offering, Parties, Rejection, SessionKeys};
 use crate::mesh::{Event, TunnelKey};
@@ -417,7 +418,7 @@ pub(super) fn send_sealed(
     match session.seal(packet, mtu as usize, &mut datagram, now) {
         Ok(length) => {
             datagram.truncate(length);
-            out.send(to, datagram);
+            out.send_marked(to, ecn::of(packet), datagram);
             true
         }
         Err(_) => false,

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Only size decides: when small ones are not answered either, the peer or the path is away or slow (or the peer does not
-//! know probes), and the MTU stays. A verdict takes round trips and no timeouts. What the host's kernel knows of the path,
-//! from ICMP or a device, comes in as [`LinkState::handle_path_mtu`] and needs no search.
+//! know probes), and the MTU stays. A verdict takes round trips and no timeouts. What this host's
+//! own device refuses comes in as [`LinkState::handle_path_mtu`] and needs no search. ICMP is not asked: anybody can forge it.
 //!
 //! **How long a stream stands still.** A TCP sender whose segments are lost sends the first again after its timeout, a round
 //! trip and 200 ms or more (RFC 6298, Linux), then after twice that, and so on; the first one after a verdict is answered with

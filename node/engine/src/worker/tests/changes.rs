@@ -209,7 +209,7 @@ fn nothing_judged_by_an_older_generation_is_written_once_the_newer_is_reached() 
                     outbox.clear();
                     worker.begin_batch(&mut outbox);
                     for _ in 0..64 {
-                        worker.handle_plain(LOCAL, peer_index(WEB), query, now, &mut outbox);
+                        worker.handle_plain(&from_plain(WEB, query), now, &mut outbox);
                     }
                     // Here the shell writes.
                     std::thread::yield_now();

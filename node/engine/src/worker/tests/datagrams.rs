@@ -62,8 +62,10 @@ fn handshakes_and_their_tunnels_messages_go_to_the_slow_half() {
         node.workers[0].begin_batch(&mut node.outbox);
         node.workers[0].handle_datagram(endpoint(WEB), &datagram, world.now, &mut node.outbox);
         let sent: Vec<_> = node.outbox.for_engine().collect();
-        let [ForEngine::Datagram { source, datagram: passed }] = sent[..] else { panic!("one datagram: {sent:?}") };
-        assert_eq!((source, passed), (endpoint(WEB), &datagram[..]));
+        let [ForEngine::Datagram { source, datagram: passed, .. }] = &sent[..] else {
+            panic!("one datagram: {sent:?}")
+        };
+        assert_eq!((*source, *passed), (endpoint(WEB), &datagram[..]));
     }
     node.tables.sessions.remove_handshake_prefix(0x00_1234);
     assert!(node.tables.sessions.receiver(0x0012_3456).is_none());
@@ -83,9 +85,10 @@ fn a_packet_without_a_session_waits_in_the_slow_half() {
         assert!(world.seal(WEB, &syn).is_empty());
         let outbox = &world.nodes[WEB].outbox;
         let sent: Vec<_> = outbox.for_engine().collect();
-        let [ForEngine::Unsent { local, peer, judged, packet }] = sent[..] else { panic!("one packet: {sent:?}") };
-        assert_eq!((local, peer, packet), (LOCAL, peer_index(API), &syn[..]));
-        assert_eq!(judged, world.nodes[WEB].tables.generation);
+        let [ForEngine::Unsent { under_way, packet }] = &sent[..] else { panic!("one packet: {sent:?}") };
+        let link = under_way.link();
+        assert_eq!((link.local(), link.peer(), *packet), (LOCAL, peer_index(API), &syn[..]));
+        assert_eq!(under_way.judged(), world.nodes[WEB].tables.generation);
     }
 }
 
@@ -127,22 +130,23 @@ fn sessions_report_their_first_message_their_age_and_a_moved_peer_once() {
 #[test]
 fn a_peer_that_comes_from_elsewhere_with_every_packet_is_followed_a_few_times_a_second() {
     let mut world = World::new();
-    let [there, _] = between(WEB, API);
-    let owner = usize::from(super::owner(receiver(API, WEB), WORKERS));
-    let moves = |world: &mut World| {
+    let moves = |world: &mut World, peer: usize| {
+        let [there, _] = between(peer, API);
+        let owner = usize::from(super::owner(receiver(API, peer), WORKERS));
         let mut moved = 0;
         for port in 0..100 {
-            let datagram = world.seal_raw(WEB, API, &there.udp(40_000, 53, b""));
+            let datagram = world.seal_raw(peer, API, &there.udp(40_000, 53, b""));
             let node = &mut world.nodes[API];
             node.outbox.clear();
             node.workers[owner].begin_batch(&mut node.outbox);
-            let from = SocketAddr::new(endpoint(BATCH).ip(), 1000 + port % 2);
+            let from = SocketAddr::new(endpoint(API).ip(), 1000 + port % 2);
             node.workers[owner].handle_datagram(from, &datagram, world.now, &mut node.outbox);
             moved += node.outbox.events().iter().filter(|event| matches!(event, WorkerEvent::Moved(..))).count();
         }
         moved
     };
-    assert_eq!(moves(&mut world), 1);
+    assert_eq!(moves(&mut world, WEB), 1);
+    assert_eq!(moves(&mut world, BATCH), 1, "one peer does not hold another's moves up");
     world.pass_time(MOVE_INTERVAL);
-    assert_eq!(moves(&mut world), 1);
+    assert_eq!((moves(&mut world, WEB), moves(&mut world, BATCH)), (1, 1));
 }

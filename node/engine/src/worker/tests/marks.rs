@@ -72,3 +72,25 @@ fn a_mark_made_on_the_way_reaches_the_host_and_one_on_an_unmarkable_packet_is_a_
         }
     }
 }
+
+#[test]
+fn a_mark_on_a_plain_devices_datagram_reaches_the_host() {
+    let mut world = World::new();
+    world.nodes[API].change_peer(WEB, |peer| peer.is_plain = true);
+    for there in between(WEB, API) {
+        for (inner, expected) in [(ECT_0, CE), (NOT_ECT, NOT_ECT)] {
+            let packet = with_bits(there.udp(40_000, 53, b"question"), inner);
+            let (now, node) = (world.now, &mut world.nodes[API]);
+            node.outbox.clear();
+            node.workers[0].begin_batch(&mut node.outbox);
+            let plain = PlainPacket { ecn: CE, ..from_plain(WEB, &packet) };
+            node.workers[0].handle_plain(&plain, now, &mut node.outbox);
+            let outcome = world.collect(API);
+            if inner == NOT_ECT {
+                assert_eq!(outcome, dropped(API, Reason::CongestionMarked));
+            } else {
+                assert_eq!(outcome, delivered(API, &with_bits(packet, expected)));
+            }
+        }
+    }
+}

@@ -319,7 +319,7 @@ fn a_plain_peers_packets_are_judged_like_any_others() {
         let node = &mut world.nodes[API];
         node.outbox.clear();
         node.workers[1].begin_batch(&mut node.outbox);
-        node.workers[1].handle_plain(LOCAL, peer_index(WEB), packet, now, &mut node.outbox);
+        node.workers[1].handle_plain(&from_plain(WEB, packet), now, &mut node.outbox);
         world.collect(API)
     };
     assert_eq!(plain(&mut world, &query), dropped(API, Reason::ProtectionMismatch), "a warren peer has data sessions");
@@ -331,7 +331,7 @@ fn a_plain_peers_packets_are_judged_like_any_others() {
     let answer = there.reversed().udp(53, 40_000, b"a");
     assert!(world.seal(API, &answer).is_empty());
     let sent: Vec<_> = world.nodes[API].outbox.for_engine().collect();
-    assert!(matches!(sent[..], [ForEngine::Unsent { packet, .. }] if packet == answer));
+    assert!(matches!(&sent[..], [ForEngine::Unsent { packet, .. }] if *packet == answer));
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn what_audit_mode_lets_through_is_marked_and_ends_on_its_date() {
         let node = &mut world.nodes[API];
         node.outbox.clear();
         node.workers[0].begin_batch(&mut node.outbox);
-        node.workers[0].handle_plain(LOCAL, peer_index(BATCH), &packet, now, &mut node.outbox);
+        node.workers[0].handle_plain(&from_plain(BATCH, &packet), now, &mut node.outbox);
         let outcome = world.collect(API);
         (outcome.delivered.len(), outcome.drops)
     };
