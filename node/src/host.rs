@@ -14,10 +14,12 @@ mod nftables;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use warren_proto::overlay::{Overlay, OverlayAddresses};
 
+use crate::selectors::Members;
 use addressing::{Addressing, Prefix, Route, SeenRoute, Towards};
 use nftables::{Guard, Nftables};
 
@@ -40,12 +42,53 @@ pub fn dialable_addresses(tun: u32) -> Result<Vec<IpAddr>, KernelError> {
 pub struct Desired {
     /// The prefixes that lead into the tunnel.
     pub overlay: Overlay,
-    /// The addresses of this host's instances. With none nothing leads into the tunnel: the overlay is unreachable.
-    pub addresses: Vec<OverlayAddresses>,
+    /// This host's instances, those with members by ties first, in the configuration's order. With none nothing leads into the
+    /// tunnel: the overlay is unreachable.
+    pub instances: Vec<HostInstance>,
+    /// What policy lets pass between two of them. Between different instances everything else is refused; replies pass.
+    pub openings: Vec<LocalOpening>,
     /// Interface index of the TUN device.
     pub device: u32,
     /// Largest inner packet in bytes.
     pub mtu: u32,
+}
+
+/// One instance on this host: its addresses, and whose they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostInstance {
+    /// Its overlay addresses.
+    pub addresses: OverlayAddresses,
+    /// The processes that may use them.
+    pub members: Members,
+}
+
+/// What one instance of this host may open towards another, at layer 4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalOpening {
+    /// Who opens it, by its place in [`Desired::instances`].
+    pub from: usize,
+    /// Towards whom, likewise; never the same.
+    pub to: usize,
+    /// What.
+    pub allows: Allows,
+}
+
+/// A kind of packet that opens a flow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allows {
+    /// A TCP connection to one of these ports.
+    Tcp(RangeInclusive<u16>),
+    /// A datagram to one of these ports.
+    Udp(RangeInclusive<u16>),
+    /// An ICMP echo request.
+    Echo,
+}
+
+impl Desired {
+    /// Every instance's addresses.
+    fn addresses(&self) -> impl Iterator<Item = &OverlayAddresses> {
+        self.instances.iter().map(|instance| &instance.addresses)
+    }
 }
 
 /// What [`Host::apply`] did.
@@ -176,7 +219,7 @@ impl Host {
     /// the guard: at no moment is an overlay address reachable without it. A device that is gone took them along.
     pub fn revert(&mut self) -> Result<(), HostError> {
         let Some(applied) = self.applied.take() else { return Ok(()) };
-        let nothing = Desired { addresses: Vec::new(), ..applied };
+        let nothing = Desired { instances: Vec::new(), openings: Vec::new(), ..applied };
         let device_there = self.link(nothing.device).is_ok();
         if device_there {
             let mut changes = Changes::default();
@@ -256,8 +299,7 @@ impl Host {
         let device = desired.device;
         let there: BTreeSet<_> =
             self.addressing.addresses(device).map_err(HostError::refused("read the addresses"))?.into_iter().collect();
-        let wanted: BTreeSet<_> =
-            desired.addresses.iter().flat_map(|each| usable(each, v6)).map(Prefix::host).collect();
+        let wanted: BTreeSet<_> = desired.addresses().flat_map(|each| usable(each, v6)).map(Prefix::host).collect();
         for address in there.difference(&wanted) {
             match self.addressing.remove_address(device, *address) {
                 // Gone meanwhile, together with another that it hung on.
@@ -277,13 +319,13 @@ impl Host {
 
     fn apply_tunnel_routes(&mut self, desired: &Desired, v6: bool, changes: &mut Changes) -> Result<(), HostError> {
         // With several instances on the host no source is the right one for all programs.
-        let only = match desired.addresses.as_slice() {
-            [only] => Some(only),
+        let only = match desired.instances.as_slice() {
+            [only] => Some(only.addresses),
             _ => None,
         };
         let wanted: Vec<_> = prefixes(&desired.overlay)
             .into_iter()
-            .filter(|prefix| !desired.addresses.is_empty() && (prefix.first.is_ipv4() || v6))
+            .filter(|prefix| !desired.instances.is_empty() && (prefix.first.is_ipv4() || v6))
             .map(|prefix| Route {
                 prefix,
                 towards: Towards::Device(desired.device),
@@ -344,7 +386,7 @@ fn leads_to(seen: &SeenRoute, device: u32) -> bool {
 /// Refuses an overlay whose addresses the host already uses otherwise: the tunnel would cut off that network, or
 /// that network would take packets from the tunnel.
 fn refuse_overlap(prefixes: &[Prefix], routes: &[SeenRoute], desired: &Desired) -> Result<(), HostError> {
-    let own: Vec<_> = desired.addresses.iter().flat_map(OverlayAddresses::iter).map(Prefix::host).collect();
+    let own: Vec<_> = desired.addresses().flat_map(OverlayAddresses::iter).map(Prefix::host).collect();
     for seen in routes {
         let route = &seen.route;
         let elsewhere = match route.towards {

@@ -39,6 +39,33 @@ pub struct Assignment {
     pub selectors: Vec<Selector>,
 }
 
+/// Whose the addresses of an instance are, among the processes that share this host's overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Members {
+    /// Whoever is no member by ties of another instance.
+    Rest,
+    /// Whoever fits one of these; never empty.
+    Ties(Vec<Tie>),
+}
+
+/// What the kernel can tell of a packet's process, in one entry: all of it must hold, and some of it is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tie {
+    /// Its effective user.
+    pub uid: Option<u32>,
+    /// Where it is among the cgroups of version 2.
+    pub cgroup: Option<CgroupTie>,
+}
+
+/// A place among the cgroups of version 2, with everything below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CgroupTie {
+    /// The system manager's unit of this name, in whatever slice.
+    Unit(String),
+    /// This path.
+    Path(String),
+}
+
 /// A network namespace by its file's device and inode.
 pub type NetnsId = (u64, u64);
 
@@ -84,6 +111,39 @@ impl Assignment {
     #[must_use]
     pub fn fits(&self, process: &Process, netns: impl Fn(&PathBuf) -> Option<NetnsId>) -> bool {
         self.selectors.iter().all(|selector| selector.holds(process, &netns))
+    }
+
+    /// The entry as a packet filter can hold it: at most one user, and at most one unit or cgroup. `None` for any other, and for
+    /// one with a network namespace, which has a node of its own.
+    #[must_use]
+    pub fn tie(&self) -> Option<Tie> {
+        let mut tie = Tie { uid: None, cgroup: None };
+        for selector in &self.selectors {
+            let known_before = match selector {
+                Selector::Uid(uid) => tie.uid.replace(*uid).is_some(),
+                Selector::Unit(unit) => tie.cgroup.replace(CgroupTie::Unit(unit.clone())).is_some(),
+                Selector::Cgroup(path) => tie.cgroup.replace(CgroupTie::Path(path.clone())).is_some(),
+                Selector::Netns(_) => return None,
+            };
+            if known_before {
+                return None;
+            }
+        }
+        Some(tie)
+    }
+}
+
+impl Tie {
+    /// Whether it holds for `process`.
+    #[must_use]
+    pub fn holds(&self, process: &Process) -> bool {
+        let cgroup = process.cgroup.as_deref();
+        self.uid.is_none_or(|uid| process.uid == uid)
+            && match &self.cgroup {
+                None => true,
+                Some(CgroupTie::Unit(unit)) => cgroup.is_some_and(|path| is_of_unit(path, unit)),
+                Some(CgroupTie::Path(wanted)) => cgroup.is_some_and(|path| is_below(path, wanted)),
+            }
     }
 }
 
@@ -234,6 +294,33 @@ mod tests {
     fn a_cgroup_is_itself_and_what_lies_below_it() {
         for (path, holds) in [("/jobs/web", true), ("/jobs/web/1", true), ("/jobs/web2", false), ("/jobs", false)] {
             assert_eq!(fits("shop/web cgroup=/jobs/web", &process(path)), holds, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_entry_of_one_user_and_one_cgroup_is_a_tie_and_holds_where_the_entry_does() {
+        let tie = |entry: &str| entry.parse::<Assignment>().expect("entry").tie();
+        for (entry, path) in [
+            ("shop/web uid=1001", "/"),
+            ("shop/web uid=1002", "/"),
+            ("shop/web unit=web.service", "/system.slice/web.service"),
+            ("shop/web unit=web.service", "/user.slice/web.slice/other.scope/web.service"),
+            ("shop/web uid=1001 cgroup=/jobs/web", "/jobs/web/1"),
+            ("shop/web uid=1001 cgroup=/jobs/web", "/jobs/web2"),
+            ("shop/web uid=7 unit=web.service", "/system.slice/web.service"),
+        ] {
+            let process = process(path);
+            assert_eq!(tie(entry).expect(entry).holds(&process), fits(entry, &process), "{entry} {path}");
+        }
+        let nowhere = Process { cgroup: None, ..process("/") };
+        assert!(!tie("shop/web unit=web.service").expect("tie").holds(&nowhere));
+        for none in [
+            "shop/web netns=/run/netns/blue",
+            "shop/web uid=1001 netns=/run/netns/blue",
+            "shop/web uid=1 uid=2",
+            "shop/web unit=a.service cgroup=/b",
+        ] {
+            assert_eq!(tie(none), None, "{none}");
         }
     }
 

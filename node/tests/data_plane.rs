@@ -36,7 +36,8 @@ use warren_node::clock;
 use warren_node::data_plane::io::{InnerIo, OuterIo, ReceiveBatch, Received, SendRefusal};
 use warren_node::data_plane::offload::{Offloads, Switches};
 use warren_node::data_plane::{DataPlane, DataPlaneConfig, DataPlaneEvent, Devices, Status, tun, udp};
-use warren_node::host::{Desired, Host, Keeper};
+use warren_node::host::{Desired, Host, HostInstance, Keeper};
+use warren_node::selectors::Members;
 use warren_proto::Reason;
 use warren_proto::certificate::TunnelCertificate;
 use warren_proto::policy::{CompiledPolicy, Documents, Mode, SourceFile};
@@ -244,8 +245,13 @@ fn node(lab: &mut Lab, pair: &Pair, of: usize, setting: Setting) -> Result<Node>
         let tun = tun::open("warren0", setting.workers, &offloads)?;
         let sockets = udp::bind(PORT, setting.workers, &offloads)?;
         let device = tun.index;
-        let desired =
-            Desired { overlay: pair.mesh.overlay, addresses: vec![pair.peers[of].addresses], device, mtu: 1420 };
+        let desired = Desired {
+            overlay: pair.mesh.overlay,
+            instances: vec![HostInstance { addresses: pair.peers[of].addresses, members: Members::Rest }],
+            openings: Vec::new(),
+            device,
+            mtu: 1420,
+        };
         let (keeper, _) = Keeper::start(claimed, desired, |_| {})?;
         Ok((Running::start(of as u8, devices(tun, sockets))?, device, keeper))
     })?;

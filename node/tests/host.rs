@@ -27,7 +27,8 @@ use warren_netns_tests::lab::Lab;
 use warren_node::data_plane::io::InnerIo;
 use warren_node::data_plane::offload::{Offloads, Switches};
 use warren_node::data_plane::tun::{self, Tun, TunError};
-use warren_node::host::{Desired, GUARD_TABLE, Host, HostError, HostEvent, Keeper};
+use warren_node::host::{Desired, GUARD_TABLE, Host, HostError, HostEvent, HostInstance, Keeper};
+use warren_node::selectors::Members;
 use warren_proto::overlay::{Overlay, OverlayAddresses};
 
 const DEVICE: &str = "warren0";
@@ -83,7 +84,8 @@ fn addresses(number: u8) -> OverlayAddresses {
 fn desired(tun: &Tun) -> Desired {
     Desired {
         overlay: Overlay { v6: (PREFIX_V6, 48), v4: Some((PREFIX_V4, 16)) },
-        addresses: vec![own()],
+        instances: vec![HostInstance { addresses: own(), members: Members::Rest }],
+        openings: Vec::new(),
         device: tun.index,
         mtu: 1420,
     }
@@ -287,7 +289,7 @@ fn without_an_address_the_overlay_is_unreachable() -> Result<()> {
     let (a, b) = (lab.host("a")?, lab.host("b")?);
     a.namespace.run(|| {
         let (tun, mut host) = (open()?, Host::claim()?);
-        let closed = Desired { addresses: Vec::new(), ..desired(&tun) };
+        let closed = Desired { instances: Vec::new(), ..desired(&tun) };
         host.apply(&closed)?;
         ensure!(host.apply(&closed)?.made.is_empty());
         for (peer, gateway) in addresses(20).iter().zip([IpAddr::V6(b.v6), IpAddr::V4(b.v4)]) {

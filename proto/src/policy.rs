@@ -5,7 +5,7 @@
 //! [`evaluate`] (a [`Decision`] that explains itself) or [`table`] (the same decisions for packets, in constant
 //! time). Node and coordinator run the same code, so what is enforced and what is explained cannot differ.
 //!
-//! Beside that way: [`plan`] (who owns what, what an apply changes), [`mod@slice`] (the documents one node needs),
+//! Beside that way: [`openings`] (the same decisions as stretches of ports, for a packet filter), [`plan`] (who owns what, what an apply changes), [`mod@slice`] (the documents one node needs),
 //! [`lint`], [`cases`] (tests and `never` proofs) and [`diff`].
 
 pub mod cases;
@@ -20,6 +20,7 @@ mod fixtures;
 pub mod guard;
 pub mod identities;
 pub mod lint;
+pub mod openings;
 pub mod paths;
 pub mod plan;
 #[cfg(test)]
@@ -34,5 +35,6 @@ pub use diagnostic::{Code, Diagnostic, Severity};
 pub use document::{Documents, Kind, PolicyObject, SourceFile, Transport};
 pub use evaluate::{Decision, Nearest, Verdict};
 pub use identities::{IdentityTable, SourceIndex};
+pub use openings::Openings;
 pub use request::{Request, Token};
 pub use table::{PortTable, PortVerdict};

@@ -18,10 +18,11 @@ use crate::config;
 use crate::data_plane::offload::Offloads;
 use crate::data_plane::{DataPlane, DataPlaneConfig, DataPlaneEvent, Devices, tun, udp};
 use crate::flow_log::FlowLog;
-use crate::host::{Desired, Host, HostError, HostEvent, Keeper};
+use crate::host::{Desired, Host, HostError, HostEvent, HostInstance, Keeper};
 use crate::local_api::types::{FlowLine, FlowVerdict};
 use crate::mesh::MeshHandle;
-use crate::mesh_view::MeshView;
+use crate::mesh_view::{MeshView, OwnInstance};
+use crate::selectors::Members;
 use crate::stop::Stop;
 
 /// How long a device that could not be made anew is left before the next try.
@@ -323,8 +324,9 @@ impl Kept {
     /// Brings the host to what `view` says. An instance whose certificate has ended keeps its addresses: programs are
     /// bound to them, and nothing passes.
     async fn follow(&mut self, view: &MeshView) -> Result<(), Refusal> {
-        let addresses = view.own.as_ref().map_or_else(|| self.desired.addresses.clone(), |own| vec![own.addresses]);
-        let desired = Desired { overlay: view.knowledge.manifest.overlay, addresses, ..self.desired.clone() };
+        let own = |own: &OwnInstance| vec![HostInstance { addresses: own.addresses, members: Members::Rest }];
+        let instances = view.own.as_ref().map_or_else(|| self.desired.instances.clone(), own);
+        let desired = Desired { overlay: view.knowledge.manifest.overlay, instances, ..self.desired.clone() };
         if desired != self.desired {
             let ordered = self.keeper.order(desired.clone());
             let changes = blocking(move || ordered.wait()).await?.map_err(not_taken)?;
@@ -493,7 +495,7 @@ async fn closed(
         let stated = view.borrow_and_update().as_deref().map(|view| view.knowledge.manifest.overlay);
         let overlay = stated.or(enrolled);
         if let Some(overlay) = overlay {
-            return Ok(Desired { overlay, addresses: Vec::new(), device, mtu: mtu.into() });
+            return Ok(Desired { overlay, instances: Vec::new(), openings: Vec::new(), device, mtu: mtu.into() });
         }
         view.changed().await.map_err(|_| stopping())?;
     }

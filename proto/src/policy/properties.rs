@@ -274,8 +274,11 @@ fn assert_slice_equals_whole(mesh: &Mesh, local: &BTreeSet<usize>) {
             for from in NAMES.map(name) {
                 let (a, b) = (whole.identities().index(&from), part.identities().index(&from));
                 assert_eq!(part.evaluate_echo(&from, &to, now), whole.evaluate_echo(&from, &to, now));
+                let open = part.openings(&from, &to, now);
+                assert_eq!(open, whole.openings(&from, &to, now), "{from} -> {to} at {now}\n{text}");
                 for (transport, port) in every_port() {
                     let expected = whole.evaluate(&from, &to, transport, port, now);
+                    assert_eq!(open.allows(transport, port), expected.is_allowed(), "{from} -> {to}\n{text}");
                     assert_eq!(part.evaluate(&from, &to, transport, port, now), expected, "{text}");
                     let (a, b) =
                         (whole_table.decide(a, transport, port, now), part_table.decide(b, transport, port, now));
