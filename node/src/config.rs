@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use warren_proto::WorkloadName;
 
 use crate::data_plane::offload::Switches;
+use crate::placement::{MAX_INSTANCES, Placement};
 use crate::selectors::{Assignment, InvalidAssignment, MAX_ASSIGNMENTS};
 
 mod schema;
@@ -35,9 +36,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The local API's Unix socket.
     pub socket: PathBuf,
-    /// The identity of this network namespace; `None` takes the only one granted.
+    /// The identity of whoever fits no entry of `workloads`; `None` takes the only one granted, where no entry has an
+    /// instance of its own.
     pub workload: Option<WorkloadName>,
-    /// Which processes of this host are which workload.
+    /// Which processes of this host are which workload; see [`crate::placement`].
     pub workloads: Vec<Assignment>,
     /// The Workload API's Unix socket; `None` when it is not served.
     pub workload_api: Option<PathBuf>,
@@ -229,8 +231,11 @@ const KEYS: [Key; 19] = [
         set: |c, text| {
             let entries = list(text).map(|item| item.parse().map_err(|error: InvalidAssignment| error.to_string()));
             c.workloads = entries.collect::<Result<_, _>>()?;
+            let instances = Placement::of(c.workload.as_ref(), &c.workloads).len();
             if c.workloads.len() > MAX_ASSIGNMENTS {
                 Err(format!("more than {MAX_ASSIGNMENTS} entries"))
+            } else if instances > MAX_INSTANCES {
+                Err(format!("{instances} instances, and a node holds {MAX_INSTANCES}"))
             } else {
                 Ok(())
             }

@@ -8,12 +8,14 @@
 //! It starts closed and ends closed: before the first verified policy nothing passes, a task that ends unasked ends the
 //! daemon, and what is left behind are the `unreachable` routes that keep overlay traffic off the underlay.
 
+mod kept;
 pub mod meter;
 pub mod reload;
 pub mod surface;
 pub mod tunnel;
 mod whois;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,19 +25,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
+use warren_proto::WorkloadName;
 use warren_proto::reason::{Reason, Refusal};
 
 use crate::certificates::key_store::KeyStore;
-use crate::certificates::renewal::{Renewal, capabilities};
+use crate::certificates::renewal::{Renewal, Slot, Standing, capabilities};
 use crate::certificates::svids::{self, SvidKeeper};
 use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::control_client::session::{Control, Facts, LinkState};
 use crate::flow_log::FlowLog;
-use crate::host::dialable_addresses;
+use crate::host::{KEEPS_INSTANCES_APART, dialable_addresses};
 use crate::local_api::server::LocalApi;
 use crate::mesh::{Mesh, MeshHandle, Start};
 use crate::metrics;
+use crate::placement::Placement;
 use crate::snapshot;
 use crate::state_dir::StateDir;
 use crate::stop::{self, Stop, Stopper};
@@ -77,18 +81,15 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
             "the wall clock is behind what was verified before; time goes on from there"
         );
     }
-    let workload = config.workload.clone().or_else(|| match identity.workloads.as_slice() {
-        [only] => Some(only.clone()),
-        _ => None,
-    });
-    // An instance of another workload is not this one's: it gets a new one.
-    let instance = store.instance()?.filter(|held| workload.as_ref().is_none_or(|workload| held.workload == *workload));
+    let entries = if KEEPS_INSTANCES_APART { config.workloads.as_slice() } else { &[] };
+    let placement = Arc::new(Placement::of(config.workload.as_ref(), entries));
+    let slots = Slot::of(&placement, &identity.workloads, &store.instances()?);
     let (mesh, handle) = Mesh::open(Start {
         trust_domain: identity.trust_domain.clone(),
         node: identity.node_id,
-        workload: workload.clone().or_else(|| instance.as_ref().map(|held| held.workload.clone())),
+        workloads: workloads_of(&slots, &identity.workloads),
         bundle: identity.trust_bundle()?,
-        instance: instance.clone(),
+        instances: slots.iter().filter_map(Slot::held).cloned().collect(),
         state: state.clone(),
         clock: clock.clone(),
     })?;
@@ -111,6 +112,7 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     let overlay = identity.overlay;
     let (identity, identity_watch) = watch::channel(Arc::new(identity));
     let (ready, ready_watch) = watch::channel(false);
+    let (tell_standing, standing) = watch::channel(Standing::default());
     let (questions, asked) = mpsc::unbounded_channel();
     let flows = Arc::new(FlowLog::default());
     let (addresses, configured) = watch::channel(config.tunnel.addresses.clone());
@@ -144,6 +146,8 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
         started: clock.now().monotonic,
         meter: Meter::default(),
         reloader,
+        placement: placement.clone(),
+        standing: standing.clone(),
         assignments: config.workloads.clone().into(),
         workload_api: config.workload_api.map(|socket| surface::Served { socket, svids, counts }),
     });
@@ -176,9 +180,9 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     tasks.spawn("control-link", ends_well(control.run()));
     let renewal = Renewal {
         state: state.clone(),
-        workload: config.workload,
         capabilities: capabilities(config.tunnel.suite),
-        instance,
+        slots,
+        standing: tell_standing,
         identity,
         wanted,
         link,
@@ -190,8 +194,17 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
     tasks.spawn("clock", ends_well(watch_clock(clock.clone(), stop.clone())));
     tasks.spawn("addresses", ends_well(watch_addresses(report, configured, device, stop.clone())));
     tasks.spawn("notify", ends_well(notify(ready_watch, handle.clone(), stop.clone())));
-    let around =
-        tunnel::Around { mesh: handle.clone(), overlay, flows, clock, questions: asked, ready, stop: stop.clone() };
+    let around = tunnel::Around {
+        mesh: handle.clone(),
+        overlay,
+        placement,
+        standing,
+        flows,
+        clock,
+        questions: asked,
+        ready,
+        stop: stop.clone(),
+    };
     tasks.spawn("tunnel", tunnel::run(claimed, around));
 
     let ended = supervise(&mut tasks, &stopper, &stop).await;
@@ -206,6 +219,15 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
         Err(refusal) => error!(reason = refusal.reason.name(), next = refusal.hint, "stopped: {refusal}"),
     }
     ended
+}
+
+/// The identities that this host is to have, as far as they are known: the only one granted where none is named.
+fn workloads_of(slots: &[Slot], granted: &[WorkloadName]) -> BTreeSet<WorkloadName> {
+    let only = match granted {
+        [only] => Some(only),
+        _ => None,
+    };
+    slots.iter().filter_map(|slot| slot.workload().or(only)).cloned().collect()
 }
 
 /// Waits for a reason to stop, gives the word, and waits for every task.

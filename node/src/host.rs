@@ -32,6 +32,10 @@ const TUNNEL_METRIC: u32 = 50;
 /// The worst metric there is: counts only when nothing else leads to the overlay.
 const UNREACHABLE_METRIC: u32 = u32::MAX;
 
+/// Whether several instances on this host are kept apart. While they are not, only the one of whoever fits no entry of the
+/// configuration is made.
+pub const KEEPS_INSTANCES_APART: bool = false;
+
 /// Addresses of this namespace that another host could dial, on every device but the TUN with this index.
 pub fn dialable_addresses(tun: u32) -> Result<Vec<IpAddr>, KernelError> {
     Addressing::open()?.dialable(tun)

@@ -18,6 +18,7 @@ pub mod local_api;
 pub mod mesh;
 pub mod mesh_view;
 pub mod metrics;
+pub mod placement;
 pub mod selectors;
 pub mod snapshot;
 pub mod sockets;

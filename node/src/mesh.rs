@@ -8,7 +8,7 @@
 //! An update is answered when every worker judges by it and, if it changed an object or took something away, when it is on
 //! disk: an acknowledged revocation survives a power cut.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,20 +16,19 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 use warren_engine::identity::{RefusedRecord, VerifiedPeer, verify_signed_object};
-use warren_engine::mesh::{LocalKey, MeshUpdate, TunnelSecret};
-use warren_proto::certificate::{Chain, TunnelCertificate};
-use warren_proto::control_trust::{Purpose, anchor};
+use warren_engine::mesh::MeshUpdate;
 use warren_proto::peer_map::{Generation, Heartbeat, RevocationSet};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, TrustBundle, TrustDomain, UnixTime, WorkloadName, wire};
 
 use crate::certificates::key_store::Instance;
 use crate::clock::Clock;
-use crate::mesh_view::{Acceptance, Knowledge, Local, MeshView, OwnInstance, RefusedUpdate, read_hints};
+use crate::mesh_view::{Acceptance, Knowledge, Local, LocalOpenings, MeshView, RefusedUpdate, read_hints};
 use crate::snapshot::{self, Endpoints, Floor};
 use crate::state_dir::{StateDir, StateError};
 
 mod handle;
+mod own;
 
 use handle::Command;
 pub use handle::{Engine, MeshHandle};
@@ -58,12 +57,12 @@ pub struct Start {
     pub trust_domain: TrustDomain,
     /// This node.
     pub node: NodeId,
-    /// The identity of this network namespace.
-    pub workload: Option<WorkloadName>,
+    /// The identities that this host is to have, as far as they are known: some have no instance yet.
+    pub workloads: BTreeSet<WorkloadName>,
     /// The roots held.
     pub bundle: TrustBundle,
-    /// This node's instance, from disk.
-    pub instance: Option<Instance>,
+    /// This node's instances from disk, in the order that they are shown in.
+    pub instances: Vec<Instance>,
     /// Where everything is kept.
     pub state: Arc<StateDir>,
     /// The time.
@@ -91,6 +90,8 @@ pub struct Mesh {
     /// Sequence of the newest trust bundle that the next start will find.
     bundle_kept: u64,
     unsaved: bool,
+    /// What this node's own instances may open towards each other.
+    openings: Arc<[LocalOpenings]>,
     /// From here on the policy in force answers otherwise by itself.
     policy_changes: Option<UnixTime>,
     /// The time at which everything was judged last.
@@ -148,6 +149,7 @@ impl Mesh {
             engine_at: 0,
             bundle_kept: start.bundle.sequence(),
             unsaved: false,
+            openings: Arc::new([]),
             policy_changes: None,
             judged: UnixTime(0),
             knowledge: None,
@@ -222,8 +224,7 @@ impl Mesh {
                 }
             }
             Command::Instance(instance) => {
-                self.start.workload = Some(instance.workload.clone());
-                self.start.instance = Some(*instance);
+                self.take_instance(*instance);
                 self.publish();
             }
             Command::Attach(engine) => {
@@ -398,12 +399,13 @@ impl Mesh {
         let now = self.start.clock.now().unix;
         let (locals, own) = self.locals(now);
         let local = Local {
-            workload: self.start.workload.clone(),
+            workloads: self.start.workloads.clone(),
             addresses: own.iter().flat_map(|own| own.addresses.iter()).collect(),
             keys: locals.iter().map(|local| local.secret.public_key()).collect(),
         };
         let admission = knowledge.admit(&local, self.fresh_until(), &self.admitted, now);
         self.policy_changes = knowledge.policy.next_date(now);
+        self.openings = knowledge.openings(&own, now).into();
         self.judged = now;
         self.admitted = admission.peers.iter().map(VerifiedPeer::instance).collect();
         self.log_refused(&admission.refused);
@@ -432,6 +434,7 @@ impl Mesh {
         self.view.send_replace(Some(Arc::new(MeshView {
             generation: self.generation,
             own,
+            openings: self.openings.clone(),
             peers: self.peers.clone().into(),
             refused: self.refused.clone(),
             endpoints: self.hints.clone(),
@@ -450,38 +453,6 @@ impl Mesh {
                 (view.heard, view.fresh_until) = (heard, fresh_until);
             }
         });
-    }
-
-    /// This node's tunnel keys whose certificates hold, newest first.
-    fn locals(&self, now: UnixTime) -> (Vec<LocalKey>, Option<OwnInstance>) {
-        let Some(instance) = &self.start.instance else {
-            return (Vec::new(), None);
-        };
-        let bundle = self.bundle.borrow();
-        let mut locals = Vec::with_capacity(instance.identities.len());
-        for identity in &instance.identities {
-            let judged = Chain::new(identity.chain.0.iter().map(Vec::as_slice)).and_then(|chain| {
-                let certificate = TunnelCertificate::parse(chain.leaf())?;
-                let path = anchor(certificate.leaf(), chain, &bundle, Purpose::Tunnel, now)?;
-                Ok((certificate, path.valid_until()))
-            });
-            match judged {
-                Ok((certificate, valid_until)) => locals.push(LocalKey {
-                    secret: TunnelSecret::from_bytes(*identity.tunnel.secret()),
-                    certificate,
-                    valid_until,
-                }),
-                Err(refusal) => warn!(reason = refusal.reason.name(), "own tunnel certificate unusable: {refusal}"),
-            }
-        }
-        let own = locals.first().map(|newest| OwnInstance {
-            instance: instance.id,
-            workload: instance.workload.clone(),
-            addresses: instance.addresses,
-            tunnel_key: newest.secret.public_key(),
-            validity: (newest.certificate.leaf().not_before(), newest.valid_until),
-        });
-        (locals, own)
     }
 
     fn log_refused(&self, refused: &[RefusedRecord]) {
@@ -518,7 +489,7 @@ impl Mesh {
             .any(|record| matches!(record.refusal.reason, Reason::CertificateNotYetValid | Reason::MeshStale));
         let now = self.start.clock.now().unix;
         let ended = self.view.borrow().as_ref().is_some_and(|view| {
-            let own = view.own.as_ref().is_some_and(|own| own.validity.1 <= now);
+            let own = view.own.iter().any(|own| own.validity.1 <= now);
             own || view.peers.iter().any(|peer| peer.valid_until() <= now)
         });
         let dated = self.policy_changes.is_some_and(|date| date <= now);

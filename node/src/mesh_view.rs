@@ -14,7 +14,7 @@ use warren_proto::peer_map::{
     Generation, MAX_HINTS, Manifest, ObjectKey, ObjectKind, RevocationSet, Scope, decode_instances, decode_workloads,
     object_digest,
 };
-use warren_proto::policy::{CompiledPolicy, Diagnostic, Documents, Mode};
+use warren_proto::policy::{CompiledPolicy, Diagnostic, Documents, Mode, Openings};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{
     InstanceId, NodeId, OverlayAddresses, READER_VERSION, TrustBundle, TrustDomain, UnixTime, WorkloadName, wire,
@@ -135,12 +135,8 @@ impl Knowledge {
         admitted: &HashSet<InstanceId>,
         now: UnixTime,
     ) -> Admission {
-        let linked = |peer: &WorkloadName| {
-            local
-                .workload
-                .as_ref()
-                .is_some_and(|own| self.policy.linked(own, peer, now) || self.policy.linked(peer, own, now))
-        };
+        let linked =
+            |peer: &WorkloadName| local.workloads.iter().any(|own| self.policy.linked_either_way(own, peer, now));
         let view = LocalView {
             overlay: &self.manifest.overlay,
             max_certificate_lifetime: Duration::from_secs(self.manifest.max_certificate_lifetime_seconds.into()),
@@ -152,6 +148,21 @@ impl Knowledge {
             linked: &linked,
         };
         verify_all(self.scope.peers.values(), &self.bundle, &view, now)
+    }
+
+    /// What this node's own instances may open towards each other. Their packets pass no tunnel and thereby no engine: the host
+    /// refuses everything else between them. One that is revoked, or whose rules have not come, opens nothing and is open
+    /// to none.
+    #[must_use]
+    pub fn openings(&self, own: &[OwnInstance], now: UnixTime) -> Vec<LocalOpenings> {
+        let good: Vec<_> = own.iter().filter(|one| !one.revoked && self.covers.contains(&one.instance)).collect();
+        let pairs = good.iter().flat_map(|from| good.iter().map(move |to| (from, to)));
+        let openings = pairs.filter(|(from, to)| from.workload != to.workload).map(|(from, to)| LocalOpenings {
+            from: from.workload.clone(),
+            to: to.workload.clone(),
+            allows: self.policy.openings(&from.workload, &to.workload, now),
+        });
+        openings.filter(|opening| !opening.allows.is_empty()).collect()
     }
 
     /// The whole of it as one update from nothing: what is kept on disk.
@@ -170,15 +181,15 @@ impl Knowledge {
 /// What this node itself is, for admission: a record may not claim it.
 #[derive(Debug, Clone, Default)]
 pub struct Local {
-    /// The identity of this network namespace.
-    pub workload: Option<WorkloadName>,
-    /// Its overlay addresses.
+    /// The identities of this host.
+    pub workloads: BTreeSet<WorkloadName>,
+    /// Their overlay addresses.
     pub addresses: HashSet<IpAddr>,
-    /// Its public tunnel keys.
+    /// Their public tunnel keys.
     pub keys: HashSet<[u8; 32]>,
 }
 
-/// This node's instance, as others may know it.
+/// One of this node's instances, as others may know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnInstance {
     /// Its id.
@@ -191,6 +202,19 @@ pub struct OwnInstance {
     pub tunnel_key: [u8; 32],
     /// Begin and end of its newest certificate.
     pub validity: (UnixTime, UnixTime),
+    /// Each of its certificates is revoked: no peer takes anything from it.
+    pub revoked: bool,
+}
+
+/// What one of this node's instances may open towards another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalOpenings {
+    /// Who opens.
+    pub from: WorkloadName,
+    /// Towards whom.
+    pub to: WorkloadName,
+    /// What; never nothing.
+    pub allows: Openings,
 }
 
 /// The snapshot that everyone watches.
@@ -200,8 +224,10 @@ pub struct MeshView {
     pub generation: u64,
     /// What governs.
     pub knowledge: Arc<Knowledge>,
-    /// This node's instance, once it has one.
-    pub own: Option<OwnInstance>,
+    /// This node's instances whose certificates hold, in the configuration's order with the rest first.
+    pub own: Vec<OwnInstance>,
+    /// What they may open towards each other.
+    pub openings: Arc<[LocalOpenings]>,
     /// Admitted peers, of one instance the newer certificate first.
     pub peers: Arc<[VerifiedPeer]>,
     /// Records not admitted, with why.
@@ -215,33 +241,35 @@ pub struct MeshView {
 }
 
 impl MeshView {
-    /// Whether the rules of this node's own instance have not come yet: what it was told was chosen before the coordinator
-    /// knew the instance. Everything is refused meanwhile, and for no rule's sake.
+    /// Whether the rules of one of this node's own instances have not come yet: what it was told was chosen before the
+    /// coordinator knew the instance. Everything is refused to it meanwhile, and for no rule's sake.
     #[must_use]
     pub fn awaits_rules(&self) -> bool {
-        let covers = &self.knowledge.covers;
-        self.own.as_ref().map_or(covers.is_empty(), |own| !covers.contains(&own.instance))
+        if self.own.is_empty() { self.knowledge.covers.is_empty() } else { self.uncovered().next().is_some() }
+    }
+
+    /// This node's own instances whose rules have not come yet.
+    pub fn uncovered(&self) -> impl Iterator<Item = &OwnInstance> {
+        self.own.iter().filter(|own| !self.knowledge.covers.contains(&own.instance))
     }
 
     /// When the first certificate that this node depends on ends: how long the mesh survives without its coordinator.
     #[must_use]
     pub fn survives_until(&self) -> Option<UnixTime> {
-        let own = self.own.as_ref().map(|own| own.validity.1);
+        let own = self.own.iter().map(|own| own.validity.1);
         // A peer with two certificates lives as long as the later one.
         let mut peers: HashMap<InstanceId, UnixTime> = HashMap::new();
         for peer in self.peers.iter() {
             let end = peers.entry(peer.instance()).or_default();
             *end = (*end).max(peer.valid_until());
         }
-        own.into_iter().chain(peers.into_values()).min()
+        own.chain(peers.into_values()).min()
     }
 
-    /// Who has this overlay address: this node's own instance, or an admitted peer.
+    /// Who has this overlay address: one of this node's own instances, or an admitted peer.
     #[must_use]
     pub fn holder(&self, address: IpAddr) -> Option<Holder<'_>> {
-        if let Some(own) = &self.own
-            && own.addresses.iter().any(|own| own == address)
-        {
+        if let Some(own) = self.own.iter().find(|own| own.addresses.iter().any(|its| its == address)) {
             return Some(Holder::Own(own));
         }
         self.peers.iter().find(|peer| peer.addresses().iter().any(|its| its == address)).map(Holder::Peer)

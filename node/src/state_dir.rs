@@ -192,6 +192,21 @@ impl StateDir {
         Ok(Some(Zeroizing::new(body.to_vec())))
     }
 
+    /// The names of its files, in no order; those of an interrupted write are left out.
+    pub fn names(&self) -> Result<Vec<String>, StateError> {
+        let failed = |errno| StateError::io(&self.path, "cannot be listed", errno);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.directory).map_err(failed)? {
+            // A name that is no text is none of ours.
+            if let Ok(name) = entry.map_err(failed)?.file_name().to_str()
+                && !name.starts_with('.')
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
     /// Replaces a file's content: afterwards it is the new one, also across a power cut, or the old one and an error.
     pub fn write(&self, name: &str, body: &[u8]) -> Result<(), StateError> {
         let temporary = self.write_temporary(name, body)?;

@@ -159,12 +159,17 @@ impl TestMesh {
 
     /// This node's own instance, with number 9.
     pub(crate) fn instance(&self) -> Instance {
+        self.instance_of(9, OWN)
+    }
+
+    /// Another instance of this node.
+    pub(crate) fn instance_of(&self, number: u8, workload: &str) -> Instance {
         let (key, tunnel) = (SigningKey::generate().expect("key"), TunnelKey::generate());
-        let chain = Chain(self.tunnel_chain(9, OWN, self.node, tunnel.public()));
+        let chain = Chain(self.tunnel_chain(number, workload, self.node, tunnel.public()));
         Instance {
-            id: InstanceId::from_bytes([9; 16]),
-            workload: OWN.parse().expect("name"),
-            addresses: addresses(9),
+            id: InstanceId::from_bytes([number; 16]),
+            workload: workload.parse().expect("name"),
+            addresses: addresses(number),
             identities: vec![TunnelIdentity { key, tunnel, chain }],
         }
     }

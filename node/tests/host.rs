@@ -81,10 +81,14 @@ fn addresses(number: u8) -> OverlayAddresses {
     }
 }
 
+fn everybodys(addresses: OverlayAddresses) -> HostInstance {
+    HostInstance { addresses, members: Members::Rest }
+}
+
 fn desired(tun: &Tun) -> Desired {
     Desired {
         overlay: Overlay { v6: (PREFIX_V6, 48), v4: Some((PREFIX_V4, 16)) },
-        instances: vec![HostInstance { addresses: own(), members: Members::Rest }],
+        instances: vec![everybodys(own())],
         openings: Vec::new(),
         device: tun.index,
         mtu: 1420,
@@ -239,11 +243,11 @@ fn any_sequence_of_states_ends_in_the_last_one() -> Result<()> {
         };
         for step in 0..40 {
             let mut state = desired(&tun);
-            state.addresses = (1..6).filter(|_| choose(2) == 0).map(addresses).collect();
+            state.instances = (1..6).filter(|_| choose(2) == 0).map(|number| everybodys(addresses(number))).collect();
             state.mtu = [1280, 1420, 8920][usize::try_from(choose(3))?];
             if choose(3) == 0 {
                 state.overlay.v4 = None;
-                state.addresses.iter_mut().for_each(|each| each.v4 = None);
+                state.instances.iter_mut().for_each(|each| each.addresses.v4 = None);
             }
             if choose(4) == 0 {
                 state.overlay.v6.0 = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0);
@@ -251,7 +255,7 @@ fn any_sequence_of_states_ends_in_the_last_one() -> Result<()> {
             host.apply(&state)?;
             let again = host.apply(&state)?;
             ensure!(again.made.is_empty(), "step {step}: {state:?} was not reached: {:?}", again.made);
-            let wanted: BTreeSet<_> = state.addresses.iter().flat_map(OverlayAddresses::iter).collect();
+            let wanted: BTreeSet<_> = state.instances.iter().flat_map(|each| each.addresses.iter()).collect();
             ensure!(addresses_on(tun.index)? == wanted, "step {step}");
             ensure!(unreachable_routes()?.len() == 1 + usize::from(state.overlay.v4.is_some()), "step {step}");
         }
@@ -551,7 +555,7 @@ fn an_overlay_that_the_host_uses_is_refused() -> Result<()> {
         let tun = open()?;
         let mut state = desired(&tun);
         state.overlay.v4 = Some((Ipv4Addr::new(198, 51, 0, 0), 16));
-        state.addresses[0].v4 = Some(Ipv4Addr::new(198, 51, 7, 7));
+        state.instances[0].addresses.v4 = Some(Ipv4Addr::new(198, 51, 7, 7));
         let error = Host::claim()?.apply(&state).expect_err("the underlay lies inside");
         ensure!(matches!(&error, HostError::PrefixInUse { prefix, .. } if prefix == "198.51.0.0/16"), "{error}");
         ensure!(addresses_on(tun.index)?.is_empty() && unreachable_routes()?.is_empty(), "nothing was changed");

@@ -131,6 +131,8 @@ pub(super) struct World {
     pub(super) rules: Rules,
     /// Hosts that others are not told of.
     pub(super) removed: HashSet<usize>,
+    /// Of each host's instance: the host that it lives on, which is its own unless a test moves it in with another.
+    pub(super) lives_on: Vec<usize>,
     pub(super) steering: Steering,
     /// The longest time that a worker sleeps while packets wait for it; each sleeps for a time of its own.
     pub(super) sleep: Duration,
@@ -187,6 +189,7 @@ impl World {
             random: StdRng::seed_from_u64(seed),
             rules: rules.iter().copied().collect(),
             removed: HashSet::new(),
+            lives_on: (0..WORKLOADS.len()).collect(),
             steering: Steering::Careless,
             sleep: Duration::ZERO,
             queueing: Duration::ZERO,
@@ -213,14 +216,17 @@ impl World {
         self.generation += 1;
         let policy = self.compiled();
         for of in 0..self.hosts.len() {
-            let others = || (0..self.hosts.len()).filter(|other| *other != of && !self.removed.contains(other));
+            let here = |instance: &usize| self.lives_on[*instance] == of;
+            let others = || (0..self.hosts.len()).filter(|other| !here(other) && !self.removed.contains(other));
             let update = MeshUpdate {
                 generation: self.generation,
                 policy: Arc::clone(&policy),
-                locals: vec![self.hosts[of].key.clone()],
+                locals: (0..self.hosts.len()).filter(here).map(|instance| self.hosts[instance].key.clone()).collect(),
                 peers: others().map(|other| self.hosts[other].verified.clone()).collect(),
                 endpoints: others()
-                    .map(|other| (self.hosts[other].verified.instance(), vec![self.hosts[other].address]))
+                    .map(|other| {
+                        (self.hosts[other].verified.instance(), vec![self.hosts[self.lives_on[other]].address])
+                    })
                     .collect(),
             };
             self.hosts[of].engine.apply(&update, self.now);
@@ -273,7 +279,7 @@ impl World {
         let mut payload = call.id.to_be_bytes().to_vec();
         payload.resize(payload.len().max(length.saturating_sub(48)), 0);
         let packet = way.udp(source_port, port, &payload);
-        self.outbound(from, &packet);
+        self.outbound(self.lives_on[from], &packet);
         call
     }
 
@@ -555,7 +561,7 @@ impl World {
     /// The calls that reached host `of`, in order, with the time of arrival.
     pub(super) fn arrived(&self, of: usize) -> Vec<(Duration, Call)> {
         let addresses = self.hosts[of].verified.addresses();
-        let calls = self.hosts[of].delivered.iter().filter_map(|(at, packet)| {
+        let calls = self.hosts[self.lives_on[of]].delivered.iter().filter_map(|(at, packet)| {
             let (protocol, destination, id) = match packet[..] {
                 [0x60, ..] => (packet[6], &packet[24..40], packet.get(48..56)?),
                 _ => (packet[9], &packet[16..20], packet.get(28..36)?),

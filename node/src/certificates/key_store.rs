@@ -22,7 +22,10 @@ use crate::state_dir::{StateDir, StateError};
 
 const NODE_FILE: &str = "node";
 const PENDING_FILE: &str = "node.pending";
-const INSTANCE_FILE: &str = "instance";
+/// The instance of whoever fits no entry of the configuration's `workloads`.
+const REST_FILE: &str = "instance";
+/// `instance.<namespace>.<name>`: the instance of one entry's workload. No name of a workload has a dot.
+const TIED_FILE: &str = "instance.";
 
 /// An ECDSA P-256 key. Clones share one copy of the secret.
 #[derive(Clone)]
@@ -235,6 +238,32 @@ pub struct Instance {
     pub identities: Vec<TunnelIdentity>,
 }
 
+/// Where an instance is kept: each in a file of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// That of whoever fits no entry of the configuration's `workloads`.
+    Rest,
+    /// That of an entry's workload.
+    Tied(WorkloadName),
+}
+
+impl Place {
+    fn file(&self) -> String {
+        match self {
+            Self::Rest => REST_FILE.to_owned(),
+            Self::Tied(workload) => format!("{TIED_FILE}{}.{}", workload.namespace(), workload.name()),
+        }
+    }
+
+    fn of_file(name: &str) -> Option<Self> {
+        if name == REST_FILE {
+            return Some(Self::Rest);
+        }
+        let (namespace, name) = name.strip_prefix(TIED_FILE)?.split_once('.')?;
+        WorkloadName::new(namespace, name).ok().map(Self::Tied)
+    }
+}
+
 /// The key of an enrolment whose answer has not come.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -297,14 +326,30 @@ impl<'a> KeyStore<'a> {
         Ok(key)
     }
 
-    /// This namespace's instance; `None` before the first tunnel certificate.
-    pub fn instance(&self) -> Result<Option<Instance>, StateError> {
-        self.load(INSTANCE_FILE)
+    /// Every instance that is stored, by its place; none before the first tunnel certificate.
+    pub fn instances(&self) -> Result<Vec<(Place, Instance)>, StateError> {
+        let mut places: Vec<Place> = self.state.names()?.iter().filter_map(|name| Place::of_file(name)).collect();
+        places.sort();
+        let mut instances = Vec::with_capacity(places.len());
+        for place in places {
+            if let Some(instance) = self.load(&place.file())? {
+                instances.push((place, instance));
+            }
+        }
+        Ok(instances)
     }
 
-    /// Writes the instance with all its keys, in one replacement.
-    pub fn save_instance(&self, instance: &Instance) -> Result<(), StateError> {
-        self.save(INSTANCE_FILE, instance)
+    /// Writes an instance with all its keys, in one replacement.
+    pub fn save_instance(&self, place: &Place, instance: &Instance) -> Result<(), StateError> {
+        self.save(&place.file(), instance)
+    }
+
+    /// Removes every instance but those at `kept`, with their keys.
+    pub fn release_instances(&self, kept: &[Place]) -> Result<Vec<Place>, StateError> {
+        let places = self.state.names()?.into_iter().filter_map(|name| Place::of_file(&name));
+        let released: Vec<_> = places.filter(|place| !kept.contains(place)).collect();
+        released.iter().try_for_each(|place| self.state.remove(&place.file()))?;
+        Ok(released)
     }
 
     fn load<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>, StateError> {
@@ -391,20 +436,50 @@ mod tests {
         let directory = tempfile::tempdir().expect("directory");
         let state = StateDir::open(&directory.path().join("s")).expect("open");
         let store = KeyStore::new(&state);
-        assert!(store.instance().expect("read").is_none());
-        let instance = Instance {
-            id: InstanceId::from_bytes([7; 16]),
-            workload: "shop/web".parse().expect("name"),
-            addresses: OverlayAddresses { v6: "fd00::1".parse().expect("v6"), v4: None },
-            identities: vec![identity(), identity()],
-        };
-        store.save_instance(&instance).expect("save");
-        let back = store.instance().expect("read").expect("there");
+        assert!(store.instances().expect("read").is_empty());
+        let instance = instance("shop/web");
+        store.save_instance(&Place::Rest, &instance).expect("save");
+        let (place, back) = store.instances().expect("read").pop().expect("there");
+        assert_eq!(place, Place::Rest);
         for (was, is) in instance.identities.iter().zip(&back.identities) {
             assert_eq!((was.key.public(), was.tunnel.public()), (is.key.public(), is.tunnel.public()));
             assert_eq!(was.chain, is.chain);
         }
         assert_eq!((back.id, back.workload, back.addresses), (instance.id, instance.workload, instance.addresses));
+    }
+
+    fn instance(workload: &str) -> Instance {
+        Instance {
+            id: InstanceId::from_bytes([7; 16]),
+            workload: workload.parse().expect("name"),
+            addresses: OverlayAddresses { v6: "fd00::1".parse().expect("v6"), v4: None },
+            identities: vec![identity(), identity()],
+        }
+    }
+
+    #[test]
+    fn each_instance_has_a_file_of_its_own_and_those_that_are_released_are_gone() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().expect("directory");
+        let state = StateDir::open(&directory.path().join("s")).expect("open");
+        let store = KeyStore::new(&state);
+        let tied = |text: &str| Place::Tied(text.parse().expect("name"));
+        let places = [Place::Rest, tied("a-b/c"), tied("shop/web")];
+        for (place, workload) in places.iter().zip(["shop/host", "a-b/c", "shop/web"]) {
+            store.save_instance(place, &instance(workload)).expect("save");
+            let mode = std::fs::metadata(state.path_of(&place.file())).expect("there").permissions().mode();
+            assert_eq!(mode & 0o7777, 0o600, "{place:?}");
+        }
+        for other in ["instance.x", "instance.A.b", "instance.a.b.c", "instances"] {
+            state.write(other, b"{}").expect("write");
+        }
+        let found: Vec<_> = store.instances().expect("read").into_iter().map(|(place, _)| place).collect();
+        assert_eq!(found, places);
+        let mut released = store.release_instances(&places[..1]).expect("released");
+        released.sort();
+        assert_eq!(released, places[1..]);
+        assert_eq!(store.instances().expect("read").len(), 1);
+        assert!(!state.path_of("instance.shop.web").exists());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Keeps this node's certificates in date, and is the one writer of its identity files.
 //!
-//! A tunnel certificate is asked for as soon as there is a link and no usable one, and renewed at half its life with two
-//! new keys; the one before it is kept beside it until it ends. Where plain devices talk to this node the tunnel's key stays,
+//! Each instance of this host has a tunnel certificate of its own. It is asked for as soon as there is a link and no usable one,
+//! and renewed at half its life with two new keys; the one before it is kept beside it until it ends. What fails for one
+//! instance holds up no other. Where plain devices talk to this node the tunnel's key stays,
 //! for they have it in their configuration. A failed try is repeated with growing waits, and at once when the link comes
 //! back.
 
@@ -14,13 +15,14 @@ use warren_proto::certificate::{CLOCK_SKEW, Capabilities, TunnelCertificate};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{TrustBundle, UnixTime, WorkloadName};
 
-use super::key_store::{Instance, KeyStore, NodeIdentity, StoredBundle, TunnelIdentity, TunnelKey};
+use super::key_store::{Instance, KeyStore, NodeIdentity, Place, StoredBundle, TunnelIdentity, TunnelKey};
 use super::rotator::{Validity, retry_after};
 use crate::clock::Clock;
 use crate::config::SuiteChoice;
 use crate::control_client::issue::{Issued, TunnelRequest, node_validity};
 use crate::control_client::session::{LinkState, Wanted};
 use crate::mesh::MeshHandle;
+use crate::placement::{Placement, Rest};
 use crate::state_dir::{StateDir, StateError};
 use crate::stop::Stop;
 
@@ -28,18 +30,20 @@ use crate::stop::Stop;
 pub(super) const SHORTEST: Duration = Duration::from_secs(1);
 /// Never longer, so that a clock that was set is noticed.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
+/// So long a node that has an instance waits for the first certificate of another before it says that it is ready.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What keeps certificates in date.
 #[derive(Debug)]
 pub struct Renewal {
     /// Where identity files are.
     pub state: Arc<StateDir>,
-    /// The identity asked for in the configuration.
-    pub workload: Option<WorkloadName>,
     /// What this node's tunnel certificates are to say of it.
     pub capabilities: Capabilities,
-    /// This namespace's instance, from disk.
-    pub instance: Option<Instance>,
+    /// The instances that this host is to have.
+    pub slots: Vec<Slot>,
+    /// Told how far they are.
+    pub standing: watch::Sender<Standing>,
     /// Who this node is.
     pub identity: watch::Sender<Arc<NodeIdentity>>,
     /// Asks over the control link.
@@ -52,6 +56,69 @@ pub struct Renewal {
     pub clock: Arc<Clock>,
     /// Ends it.
     pub stop: Stop,
+}
+
+/// An instance that this host is to have.
+#[derive(Debug)]
+pub struct Slot {
+    /// Where it is kept.
+    place: Place,
+    /// Whose copy it is; `None` for the only identity granted, whichever that is.
+    workload: Option<WorkloadName>,
+    /// What it is now.
+    held: Option<Instance>,
+    due: Due,
+    /// Why the last try failed.
+    refusal: Option<Refusal>,
+}
+
+impl Slot {
+    /// One for each instance that `placement` means, the rest first, with what is `stored` of it. `granted` are the
+    /// identities that enrolment told.
+    #[must_use]
+    pub fn of(placement: &Placement, granted: &[WorkloadName], stored: &[(Place, Instance)]) -> Vec<Self> {
+        let rest = match placement.rest() {
+            Rest::Workload(workload) => Some(Some(workload.clone())),
+            Rest::OnlyGranted => Some(None),
+            Rest::Nobody => None,
+        };
+        let rest = rest.map(|workload| (Place::Rest, workload));
+        let tied = placement.tied().map(|workload| (Place::Tied(workload.clone()), Some(workload.clone())));
+        let slot = |(place, workload): (Place, Option<WorkloadName>)| {
+            let wanted = workload.as_ref().or(match granted {
+                [only] => Some(only),
+                _ => None,
+            });
+            // One of another workload is not this one's: it gets a new one. One that the configuration has moved is.
+            let its = |(_, instance): &&(Place, Instance)| wanted.is_none_or(|wanted| instance.workload == *wanted);
+            let mut candidates: Vec<_> = stored.iter().filter(its).collect();
+            candidates.sort_by_key(|(kept, _)| *kept != place);
+            let held = candidates.first().map(|(_, instance)| instance.clone());
+            Self { place, workload, held, due: Due::now(), refusal: None }
+        };
+        rest.into_iter().chain(tied).map(slot).collect()
+    }
+
+    /// What it is now.
+    #[must_use]
+    pub const fn held(&self) -> Option<&Instance> {
+        self.held.as_ref()
+    }
+
+    /// Whose copy it is, as far as that is known.
+    #[must_use]
+    pub fn workload(&self) -> Option<&WorkloadName> {
+        self.workload.as_ref().or(self.held.as_ref().map(|held| &held.workload))
+    }
+}
+
+/// How far this node's instances are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Each has been asked for once, or there is nobody to ask: who waits for them need wait no longer.
+    pub settled: bool,
+    /// Those without a certificate, with why the last try failed.
+    pub missing: Vec<(Option<WorkloadName>, Option<Refusal>)>,
 }
 
 /// One certificate's next try.
@@ -119,8 +186,16 @@ impl Due {
 impl Renewal {
     /// Works until told to stop.
     pub async fn run(mut self) {
-        let held = self.instance.as_ref().filter(|instance| names(instance, self.capabilities)).and_then(newest);
-        let mut tunnel = held.map_or_else(Due::now, Due::at);
+        for slot in &mut self.slots {
+            let held = slot.held.as_ref().filter(|instance| names(instance, self.capabilities)).and_then(newest);
+            slot.due = held.map_or_else(Due::now, Due::at);
+        }
+        // A node that was this far before works with the coordinator away: whoever waits for a new instance waits a while.
+        let worked_before = self.slots.iter().any(|slot| slot.held.is_some());
+        let patience = tokio::time::sleep(PATIENCE);
+        tokio::pin!(patience);
+        let mut settled = false;
+        self.settle_files().await;
         let chain = self.identity.borrow().chain.clone();
         let mut node = node_validity(&chain)
             .map_or_else(|_| Due::now(), |(not_before, not_after)| Due::at(Validity { not_before, not_after }));
@@ -136,22 +211,16 @@ impl Renewal {
                 LinkState::Down { .. } => None,
             };
             let up = spread.is_some();
-            for due in [&mut tunnel, &mut node] {
+            for due in self.slots.iter_mut().map(|slot| &mut slot.due).chain([&mut node]) {
                 due.hasten(roots.renew_before(), spread.unwrap_or_default(), rand::random(), now);
             }
-            if up && tunnel.at <= now {
-                match self.renew_tunnel().await {
-                    Ok(validity) => tunnel = tunnel.renewed(validity),
-                    Err(refusal) => {
-                        warn!(
-                            reason = refusal.reason.name(),
-                            next = refusal.hint,
-                            "tunnel certificate not issued: {refusal}"
-                        );
-                        tunnel.failed(now);
-                    }
+            for number in 0..self.slots.len() {
+                if up && self.slots.get(number).is_some_and(|slot| slot.due.at <= now) {
+                    self.renew_slot(number, now).await;
                 }
             }
+            settled |= self.slots.iter().all(|slot| slot.held.is_some() || slot.refusal.is_some());
+            self.tell(settled);
             if up && node.at <= now {
                 match self.renew_node().await {
                     Ok(validity) => node = node.renewed(validity),
@@ -165,15 +234,17 @@ impl Renewal {
                     }
                 }
             }
-            let next = if up { now.until(tunnel.at.min(node.at)).clamp(SHORTEST, LONGEST) } else { LONGEST };
+            let due = self.slots.iter().map(|slot| slot.due.at).chain([node.at]).min().unwrap_or(node.at);
+            let next = if up { now.until(due).clamp(SHORTEST, LONGEST) } else { LONGEST };
             tokio::select! {
                 () = tokio::time::sleep(next) => {}
+                () = &mut patience, if worked_before && !settled => settled = true,
                 changed = self.link.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     // A link that came back is a reason to try again at once.
-                    for due in [&mut tunnel, &mut node] {
+                    for due in self.slots.iter_mut().map(|slot| &mut slot.due).chain([&mut node]) {
                         due.try_again_now();
                     }
                 }
@@ -187,22 +258,48 @@ impl Renewal {
         }
     }
 
-    async fn renew_tunnel(&mut self) -> Result<Validity, Refusal> {
-        let workload = self.choose_workload()?;
-        let held = self.instance.take_if(|instance| instance.workload != workload);
-        if let Some(other) = held {
+    /// Asks for a certificate of one instance; what comes of it stands in its slot.
+    async fn renew_slot(&mut self, number: usize, now: UnixTime) {
+        let outcome = self.renew_tunnel(number).await;
+        let Some(slot) = self.slots.get_mut(number) else { return };
+        match outcome {
+            Ok(validity) => {
+                slot.due = slot.due.renewed(validity);
+                slot.refusal = None;
+                self.settle_files().await;
+            }
+            Err(refusal) => {
+                let workload = slot.workload().map(ToString::to_string);
+                warn!(
+                    workload,
+                    reason = refusal.reason.name(),
+                    next = refusal.hint,
+                    "tunnel certificate not issued: {refusal}"
+                );
+                slot.due.failed(now);
+                slot.refusal = Some(refusal);
+            }
+        }
+    }
+
+    async fn renew_tunnel(&mut self, number: usize) -> Result<Validity, Refusal> {
+        let gone = || Refusal::new(Reason::Internal, "there is no such instance");
+        let slot = self.slots.get(number).ok_or_else(gone)?;
+        let (place, workload) = (slot.place.clone(), self.choose_workload(slot)?);
+        let mut held = slot.held.clone();
+        if let Some(other) = held.take_if(|instance| instance.workload != workload) {
             warn!(was = %other.workload, is = %workload, "this node runs another workload now: it gets a new instance");
         }
-        let issued = match self.ask_tunnel(&workload).await {
+        let issued = match self.ask_tunnel(&workload, held.as_ref()).await {
             // A host that was away for longer than its certificates and a day: the coordinator has forgotten its instance.
-            Err(refusal) if refusal.reason == Reason::NotFound && self.instance.take().is_some() => {
-                warn!(%refusal, "the coordinator knows this node's instance no more: it gets a new one");
-                self.ask_tunnel(&workload).await?
+            Err(refusal) if refusal.reason == Reason::NotFound && held.take().is_some() => {
+                warn!(%workload, %refusal, "the coordinator knows this node's instance no more: it gets a new one");
+                self.ask_tunnel(&workload, None).await?
             }
             answer => answer?,
         };
         let now = self.clock.now().unix;
-        let earlier = self.instance.as_ref().map(|instance| instance.identities.clone()).unwrap_or_default();
+        let earlier = held.map(|instance| instance.identities).unwrap_or_default();
         let still_good =
             |identity: &TunnelIdentity| validity_of(identity).is_some_and(|validity| validity.not_after > now);
         let identities =
@@ -212,28 +309,65 @@ impl Renewal {
             .ok_or_else(|| Refusal::new(Reason::CertificateMalformed, "the certificate issued does not parse"))?;
         // First on disk, then in use: a key that peers learn of must survive a restart.
         let stored = instance.clone();
-        self.keep(move |store| store.save_instance(&stored)).await?;
+        self.keep(move |store| store.save_instance(&place, &stored)).await?;
         info!(workload = %instance.workload, instance = %instance.id, until = %validity.not_after, "tunnel certificate issued");
-        self.instance = Some(instance.clone());
+        self.slots.get_mut(number).ok_or_else(gone)?.held = Some(instance.clone());
         self.mesh.instance(instance).await;
         Ok(validity)
     }
 
-    async fn ask_tunnel(&mut self, workload: &WorkloadName) -> Result<Issued, Refusal> {
+    async fn ask_tunnel(&self, workload: &WorkloadName, held: Option<&Instance>) -> Result<Issued, Refusal> {
         let request = TunnelRequest {
             workload: workload.clone(),
-            instance: self.instance.as_ref().map(|instance| instance.id),
+            instance: held.map(|instance| instance.id),
             capabilities: self.capabilities,
-            keep: self.key_of_devices(),
+            keep: self.key_of_devices(held),
         };
         let (answer, receive) = oneshot::channel();
         self.ask(Wanted::Tunnel(request, answer), receive).await
     }
 
     /// The tunnel key that plain devices have in their configuration: with a new one they would be cut off.
-    fn key_of_devices(&self) -> Option<TunnelKey> {
-        let newest = self.instance.as_ref()?.identities.first()?;
-        self.mesh.serves_devices().then(|| newest.tunnel.clone())
+    fn key_of_devices(&self, held: Option<&Instance>) -> Option<TunnelKey> {
+        let newest = held?.identities.first()?;
+        self.mesh.serves_devices(&held?.workload, self.clock.now().unix).then(|| newest.tunnel.clone())
+    }
+
+    /// Puts what the configuration has moved where it belongs, and removes the keys of instances that it means no more: those
+    /// only once each that it means is there, so that a name that was misspelt costs no other instance its address.
+    async fn settle_files(&self) {
+        let complete = self.slots.iter().all(|slot| slot.held.is_some());
+        let held: Vec<_> =
+            self.slots.iter().filter_map(|slot| Some((slot.place.clone(), slot.held.clone()?))).collect();
+        let settled = self.keep(move |store| {
+            let stored = store.instances()?;
+            // The rest stands first and is written last: what it takes the place of may have moved to another.
+            for (place, instance) in held.iter().rev() {
+                if !stored.iter().any(|(kept, of)| kept == place && of.workload == instance.workload) {
+                    store.save_instance(place, instance)?;
+                }
+            }
+            let places: Vec<_> = held.into_iter().map(|(place, _)| place).collect();
+            for place in if complete { store.release_instances(&places)? } else { Vec::new() } {
+                info!(?place, "the keys of an instance that the configuration means no more are removed");
+            }
+            Ok(())
+        });
+        if let Err(failure) = settled.await {
+            error!(next = failure.hint, "instances are not stored as they are: {failure}");
+        }
+    }
+
+    /// Tells how far the instances are.
+    fn tell(&self, settled: bool) {
+        let missing = self.slots.iter().filter(|slot| slot.held.is_none());
+        let missing = missing.map(|slot| (slot.workload.clone(), slot.refusal.clone())).collect();
+        let standing = Standing { settled, missing };
+        self.standing.send_if_modified(|told| {
+            let changed = *told != standing;
+            *told = standing;
+            changed
+        });
     }
 
     async fn renew_node(&mut self) -> Result<Validity, Refusal> {
@@ -281,8 +415,8 @@ impl Renewal {
         Ok(written.map_err(crashed)??)
     }
 
-    fn choose_workload(&self) -> Result<WorkloadName, Refusal> {
-        if let Some(workload) = &self.workload {
+    fn choose_workload(&self, slot: &Slot) -> Result<WorkloadName, Refusal> {
+        if let Some(workload) = &slot.workload {
             return Ok(workload.clone());
         }
         // What the coordinator says now is newer than what enrolment said.
@@ -388,6 +522,41 @@ mod tests {
         let claimed = capabilities(SuiteChoice::ChaCha20Poly1305);
         assert!(claimed.contains(Capabilities::ML_KEM) && !claimed.contains(Capabilities::AES), "{claimed:?}");
         assert!(capabilities(SuiteChoice::Auto).contains(claimed));
+    }
+
+    /// Each slot's place and workload, and the place of what it holds.
+    fn slots(placement: &Placement, stored: &[(Place, Instance)]) -> Vec<(Place, Option<WorkloadName>, bool)> {
+        let slots = Slot::of(placement, &[], stored);
+        slots.into_iter().map(|slot| (slot.place, slot.workload, slot.held.is_some())).collect()
+    }
+
+    #[test]
+    fn what_is_stored_is_found_again_by_its_workload_also_where_the_configuration_has_moved_it() {
+        let name = |text: &str| text.parse::<WorkloadName>().expect("name");
+        let entries = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("entry")).collect::<Vec<_>>();
+        let stored = |place: Place, workload: &str| {
+            let addresses = warren_proto::OverlayAddresses { v6: "fd00::1".parse().expect("v6"), v4: None };
+            let id = warren_proto::InstanceId::from_bytes([1; 16]);
+            (place, Instance { id, workload: name(workload), addresses, identities: Vec::new() })
+        };
+        let tied = |text: &str| Place::Tied(name(text));
+        let all = [stored(Place::Rest, "shop/a"), stored(tied("shop/b"), "shop/b"), stored(tied("shop/c"), "shop/c")];
+        let as_it_was = Placement::of(Some(&name("shop/a")), &entries(&["shop/b uid=1", "shop/c uid=2"]));
+        let expected = [
+            (Place::Rest, Some(name("shop/a")), true),
+            (tied("shop/b"), Some(name("shop/b")), true),
+            (tied("shop/c"), Some(name("shop/c")), true),
+        ];
+        assert_eq!(slots(&as_it_was, &all), expected);
+        let moved = Placement::of(Some(&name("shop/b")), &entries(&["shop/a uid=1", "shop/new uid=2"]));
+        let expected = [
+            (Place::Rest, Some(name("shop/b")), true),
+            (tied("shop/a"), Some(name("shop/a")), true),
+            (tied("shop/new"), Some(name("shop/new")), false),
+        ];
+        assert_eq!(slots(&moved, &all), expected);
+        let nobody = Placement::of(None, &entries(&["shop/c uid=2"]));
+        assert_eq!(slots(&nobody, &all), [(tied("shop/c"), Some(name("shop/c")), true)]);
     }
 
     #[test]

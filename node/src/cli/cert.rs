@@ -102,14 +102,15 @@ fn show(context: &Context) -> Outcome {
         return Err(Failure::new(Exit::NotFound, "this host is not enrolled").next("warren enrol --token-file FILE"));
     };
     let mut items = vec![node_certificate(node.chain.0.first().map(Vec::as_slice).unwrap_or_default())?];
-    if let Some(instance) = store.instance().map_err(unusable)? {
-        for identity in &instance.identities {
-            items.push(tunnel_certificate(identity.chain.0.first().map(Vec::as_slice).unwrap_or_default())?);
+    let mut bad = items.iter().any(|item| item.state != "ok");
+    for (_, instance) in store.instances().map_err(unusable)? {
+        for (age, identity) in instance.identities.iter().enumerate() {
+            let item = tunnel_certificate(identity.chain.0.first().map(Vec::as_slice).unwrap_or_default())?;
+            // The certificate before the newest is meant to run out.
+            bad |= age == 0 && item.state != "ok";
+            items.push(item);
         }
     }
-    // The certificate before the newest is meant to run out.
-    let newest = items.iter().take(2);
-    let bad = newest.clone().any(|item| item.state != "ok");
     context.output.print(&Shown { items })?;
     Ok(if bad { Exit::No } else { Exit::Yes })
 }

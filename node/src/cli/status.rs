@@ -8,7 +8,7 @@ use super::output::spoken;
 use super::units::{amount, bits_per_second, bytes};
 use super::{Context, Exit, Outcome, Present, Table, config};
 use crate::local_api::client::ask_once;
-use crate::local_api::types::{Offload, Peer, Rates, Request, Status};
+use crate::local_api::types::{Instance, Offload, Peer, Rates, Request, Status};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -57,23 +57,15 @@ impl Present for Status {
 
     fn text(&self, wide: bool) -> String {
         let mut text = self.opening();
-        let list = |items: &[std::net::IpAddr]| items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        for instance in &self.instances {
-            text.push_str(&format!(
-                "\nworkload:  {}  {}  certificate for {}",
-                instance.workload,
-                list(&instance.addresses),
-                spoken(Duration::from_secs(instance.certificate.seconds_left))
-            ));
-            if instance.certificate.renewal_overdue {
-                text.push_str("  renewal overdue");
-            }
-        }
+        text.push_str(&self.instance_lines());
         text.push_str(&self.workload_api_lines());
         text.push_str(&self.traffic_line());
         text.push_str(&offload_lines(&self.tunnel.offloads));
         for note in &self.tunnel.notes {
             text.push_str(&format!("\nnote:      {note}"));
+        }
+        if let Some(table) = self.instance_table() {
+            text.push_str(&format!("\n\n{table}"));
         }
         text.push_str("\n\n");
         text.push_str(&if self.peers.is_empty() {
@@ -109,6 +101,39 @@ impl Present for Status {
 }
 
 impl Status {
+    /// One instance is a line, as ever; several are a table below the lines.
+    fn instance_lines(&self) -> String {
+        let mut text = String::new();
+        if let [instance] = self.instances.as_slice() {
+            let addresses = listed(&instance.addresses);
+            let certificate = validity(instance);
+            text.push_str(&format!("\nworkload:  {}  {addresses}  certificate for {certificate}", instance.workload));
+            if !instance.processes.is_empty() {
+                text.push_str(&format!("  for {}", instance.processes.join(" or ")));
+            }
+        } else if !self.instances.is_empty() {
+            text.push_str(&format!("\nworkloads: {} instances, below", self.instances.len()));
+        }
+        for missing in &self.missing_instances {
+            let workload = missing.workload.as_deref().unwrap_or("the only identity granted");
+            let why = missing.refusal.as_ref().map_or_else(|| "not asked for yet".to_owned(), ToString::to_string);
+            text.push_str(&format!("\nnote:      no certificate for {workload}: {why}"));
+        }
+        text
+    }
+
+    fn instance_table(&self) -> Option<Table> {
+        let mut table = Table::new(["WORKLOAD", "ADDRESSES", "CERTIFICATE FOR", "PROCESSES"]);
+        for instance in &self.instances {
+            let processes = match instance.processes.as_slice() {
+                [] => "all others".to_owned(),
+                ties => ties.join(" or "),
+            };
+            table.row([instance.workload.clone(), listed(&instance.addresses), validity(instance), processes]);
+        }
+        (self.instances.len() > 1).then_some(table)
+    }
+
     fn workload_api_lines(&self) -> String {
         let Some(api) = &self.workload_api else { return String::new() };
         let mut text = format!("\nsvids:     {}  {} calls answered, {} refused", api.socket, api.served, api.refused);
@@ -186,6 +211,16 @@ impl Status {
         }
         text
     }
+}
+
+fn listed(addresses: &[std::net::IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn validity(instance: &Instance) -> String {
+    let left = spoken(Duration::from_secs(instance.certificate.seconds_left));
+    let overdue = if instance.certificate.renewal_overdue { "  renewal overdue" } else { "" };
+    format!("{left}{overdue}")
 }
 
 /// What is in use, and what is done in place of what is not.

@@ -1,5 +1,6 @@
 //! What the daemon shows to those who ask: built on demand from the snapshots that the tasks publish, owning nothing.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::reload::Reloader;
 use super::tunnel::{TunnelFacts, TunnelStatus};
 use super::whois::Local;
 use crate::certificates::key_store::NodeIdentity;
+use crate::certificates::renewal::Standing;
 use crate::certificates::rotator::Validity;
 use crate::certificates::svids::{Held, Svids};
 use crate::clock::Clock;
@@ -28,11 +30,12 @@ use crate::control_client::session::LinkState;
 use crate::data_plane::offload::{OffloadState, Offloads};
 use crate::flow_log::FlowLog;
 use crate::local_api::types::{
-    Control, Explanation, HeldSvid, HolderLine, Holders, Instance, Mesh, Offload, Peer, RefusedPeer, Reloaded, Roamed,
-    Span, Status, Survival, Tunnel, Unknown, WorkloadApi,
+    Control, Explanation, HeldSvid, HolderLine, Holders, Instance, Mesh, MissingInstance, Offload, Peer, PeerLink,
+    RefusedPeer, Reloaded, Roamed, Span, Status, Survival, Traffic, Tunnel, Unknown, WorkloadApi,
 };
 use crate::mesh_view::{Holder, MeshView, OwnInstance};
-use crate::selectors::Assignment;
+use crate::placement::Placement;
+use crate::selectors::{Assignment, Members};
 use crate::stop::{Stop, Stopper};
 use crate::workload_api;
 
@@ -66,6 +69,10 @@ pub struct Surface {
     pub meter: Meter,
     /// Reads the configuration again.
     pub reloader: Reloader,
+    /// Which instances this host is to have, and whose they are.
+    pub placement: Arc<Placement>,
+    /// How far they are.
+    pub standing: watch::Receiver<Standing>,
     /// Which processes are which workload.
     pub assignments: Arc<[Assignment]>,
     /// The Workload API; `None` when it is not served.
@@ -150,7 +157,8 @@ impl Surface {
                 .map(|until| Survival { until: until.to_string(), seconds: now.until(until).as_secs() }),
             control: self.control(),
             mesh: view.as_ref().map(|view| mesh(view, now)),
-            instances: view.iter().filter_map(|view| view.own.as_ref()).map(|own| instance(own, now)).collect(),
+            instances: view.iter().flat_map(|view| &view.own).map(|own| self.instance(own, now)).collect(),
+            missing_instances: self.missing(),
             node_certificate: span(issue::node_validity(&identity.chain).unwrap_or_default()),
             tunnel: Tunnel {
                 device: self.tunnel.device.clone(),
@@ -185,19 +193,26 @@ impl Surface {
             return self.whois_local(local);
         }
         let view = self.known()?;
-        let own = view.own.as_ref().filter(|own| {
-            let identity = own.workload.in_domain(&view.knowledge.manifest.trust_domain);
-            matches(
-                target,
-                &own.addresses.iter().collect::<Vec<_>>(),
-                &own.workload,
-                &identity,
-                &own.instance.to_string(),
-            )
-        });
-        let own =
-            own.and_then(|_| self.own_line("this node holds the private key of its tunnel certificate".to_owned()));
-        let mut items: Vec<_> = own.into_iter().collect();
+        let domain = &view.knowledge.manifest.trust_domain;
+        let asked_for = |own: &&OwnInstance| {
+            let (addresses, identity) = (own.addresses.iter().collect::<Vec<_>>(), own.workload.in_domain(domain));
+            matches(target, &addresses, &own.workload, &identity, &own.instance.to_string())
+        };
+        let mut items: Vec<_> = view
+            .own
+            .iter()
+            .filter(asked_for)
+            .map(|own| {
+                let whose = match self.members(&own.workload).as_slice() {
+                    [] if self.placement.len() == 1 => "every process of this network namespace".to_owned(),
+                    [] => "every process that fits no entry of workloads with an instance of its own".to_owned(),
+                    ties => format!("processes with {}", ties.join(" or ")),
+                };
+                let because =
+                    format!("this node holds the private key of its tunnel certificate; its addresses are for {whose}");
+                self.own_line(&view, own, because)
+            })
+            .collect();
         for peer in view.peers.iter() {
             let addresses: Vec<_> = peer.addresses().iter().collect();
             let seen = items.iter().any(|item| item.instance == peer.instance().to_string());
@@ -212,11 +227,9 @@ impl Surface {
         Ok(Holders { items })
     }
 
-    /// This node's own instance; `None` before it has one.
-    pub(super) fn own_line(&self, because: String) -> Option<HolderLine> {
-        let view = self.view.borrow().clone()?;
-        let own = view.own.as_ref()?;
-        Some(HolderLine {
+    /// One of this node's own instances.
+    pub(super) fn own_line(&self, view: &MeshView, own: &OwnInstance, because: String) -> HolderLine {
+        HolderLine {
             identity: own.workload.in_domain(&view.knowledge.manifest.trust_domain).to_string(),
             workload: own.workload.to_string(),
             instance: own.instance.to_string(),
@@ -225,7 +238,36 @@ impl Surface {
             local: true,
             because,
             valid_until: own.validity.1.to_string(),
-        })
+        }
+    }
+
+    /// The ties of an instance's processes, one of which holds for each; none for that of everybody else.
+    fn members(&self, workload: &WorkloadName) -> Vec<String> {
+        match self.placement.members(workload) {
+            Some(Members::Ties(ties)) => ties.iter().map(ToString::to_string).collect(),
+            Some(Members::Rest) | None => Vec::new(),
+        }
+    }
+
+    fn instance(&self, own: &OwnInstance, now: UnixTime) -> Instance {
+        Instance {
+            workload: own.workload.to_string(),
+            instance: own.instance.to_string(),
+            addresses: own.addresses.iter().collect(),
+            tunnel_key: STANDARD.encode(own.tunnel_key),
+            certificate: span(Validity { not_before: own.validity.0, not_after: own.validity.1 }, now),
+            processes: self.members(&own.workload),
+        }
+    }
+
+    /// Instances that this host is to have and has no certificate for.
+    fn missing(&self) -> Vec<MissingInstance> {
+        let standing = self.standing.borrow();
+        let missing = standing.missing.iter().map(|(workload, refusal)| MissingInstance {
+            workload: workload.as_ref().map(ToString::to_string),
+            refusal: refusal.clone(),
+        });
+        missing.collect()
     }
 
     /// Until when the SVID holds that is handed to this workload; `None` when there is none.
@@ -240,13 +282,6 @@ impl Surface {
     /// Whether a connection is allowed, by the policy this node holds.
     pub fn why(&self, source: &str, destination: &str, port: u16, protocol: &str) -> Result<Explanation, Refusal> {
         let view = self.known()?;
-        if view.awaits_rules() {
-            return Err(Refusal::new(
-                Reason::NotReady,
-                "this node has not been told the rules of its own instance yet",
-            )
-            .hint("warren status says what it waits for"));
-        }
         let transport = match protocol {
             "tcp" => Transport::Tcp,
             "udp" => Transport::Udp,
@@ -255,10 +290,18 @@ impl Surface {
             }
         };
         let (from, to) = (resolve(&view, source)?, resolve(&view, destination)?);
+        let concerned = |own: &OwnInstance| own.workload == from || own.workload == to;
+        if (view.own.is_empty() && view.awaits_rules()) || view.uncovered().any(concerned) {
+            return Err(Refusal::new(
+                Reason::NotReady,
+                "this node has not been told the rules of its own instance yet",
+            )
+            .hint("warren status says what it waits for"));
+        }
         let now = self.clock.now().unix;
         let policy = &view.knowledge.policy;
         let decision = policy.evaluate(&from, &to, transport, port, now);
-        let is_own = |name: &WorkloadName| view.own.as_ref().is_some_and(|own| own.workload == *name);
+        let is_own = |name: &WorkloadName| view.own.iter().any(|own| own.workload == *name);
         let complete = is_own(&to) || policy.service(&to).is_some();
         Ok(Explanation {
             allowed: decision.is_allowed(),
@@ -310,10 +353,15 @@ impl Surface {
         if view.is_none() {
             waiting.push("a first signed manifest from the coordinator".to_owned());
         }
-        if view.is_none_or(|view| view.own.is_none()) {
+        if view.is_none_or(|view| view.own.is_empty()) {
             waiting.push("a tunnel certificate".to_owned());
-        } else if view.is_some_and(MeshView::awaits_rules) {
-            waiting.push("the policy of its own instance from the coordinator".to_owned());
+        } else {
+            let standing = self.standing.borrow();
+            let missing = standing.missing.iter().filter(|_| !standing.settled);
+            waiting.extend(missing.filter_map(|(of, _)| Some(format!("a tunnel certificate for {}", of.as_ref()?))));
+            if view.is_some_and(MeshView::awaits_rules) {
+                waiting.push("the policy of its own instance from the coordinator".to_owned());
+            }
         }
         waiting.extend(self.tunnel.outage());
         if waiting.is_empty() {
@@ -357,16 +405,6 @@ fn mesh(view: &MeshView, now: UnixTime) -> Mesh {
     }
 }
 
-fn instance(own: &OwnInstance, now: UnixTime) -> Instance {
-    Instance {
-        workload: own.workload.to_string(),
-        instance: own.instance.to_string(),
-        addresses: own.addresses.iter().collect(),
-        tunnel_key: STANDARD.encode(own.tunnel_key),
-        certificate: span(Validity { not_before: own.validity.0, not_after: own.validity.1 }, now),
-    }
-}
-
 fn peers(view: &MeshView, running: &[PeerStatus], rates: &meter::Measured) -> Vec<Peer> {
     let mut shown: Vec<Peer> = Vec::new();
     for peer in view.peers.iter() {
@@ -375,7 +413,10 @@ fn peers(view: &MeshView, running: &[PeerStatus], rates: &meter::Measured) -> Ve
         if shown.last().is_some_and(|last| last.instance == instance) {
             continue;
         }
-        let status = running.iter().find(|status| status.peer == peer.instance());
+        let of_peer: Vec<_> = running.iter().filter(|status| status.peer == peer.instance()).collect();
+        // What the row says of a session is that of the local instance that is furthest with this peer.
+        let status =
+            of_peer.iter().copied().max_by_key(|status| (status.session.is_some(), status.stage != Stage::Idle));
         let session = status.and_then(|status| status.session.as_ref());
         shown.push(Peer {
             workload: peer.workload().to_string(),
@@ -386,14 +427,7 @@ fn peers(view: &MeshView, running: &[PeerStatus], rates: &meter::Measured) -> Ve
             endpoint: status
                 .and_then(|status| status.endpoint)
                 .or_else(|| view.endpoints.get(&peer.instance()).and_then(|hints| hints.first().copied())),
-            session: match (session, status.map(|status| status.stage)) {
-                (Some(_), _) => "up",
-                (None, None | Some(Stage::Idle)) => "idle",
-                (None, Some(Stage::Handshake)) => "handshake",
-                (None, Some(Stage::Exchange)) => "exchange",
-                (None, Some(Stage::Confirming)) => "confirming",
-            }
-            .to_owned(),
+            session: stage_of(status).to_owned(),
             suite: session.map(|session| session.suite.name().to_owned()),
             session_seconds: session.map(|session| session.age.as_secs()),
             silent_seconds: session.and_then(|session| session.last_received).map(|silent| silent.as_secs()),
@@ -403,13 +437,42 @@ fn peers(view: &MeshView, running: &[PeerStatus], rates: &meter::Measured) -> Ve
                 seconds_ago: roam.ago.as_secs(),
                 count: roam.count,
             }),
-            waiting: status.map_or(0, |status| status.waiting as u64),
-            traffic: status.map(|status| meter::traffic(&status.volume)).unwrap_or_default(),
+            waiting: of_peer.iter().map(|status| status.waiting as u64).sum(),
+            traffic: of_peer.iter().fold(Traffic::default(), |sum, status| sum.plus(meter::traffic(&status.volume))),
             rates: status.and_then(|status| rates.of(status.peer)),
-            drops: status.map(|status| status.drops.iter().copied().collect()).unwrap_or_default(),
+            drops: sum_of_drops(&of_peer),
+            links: of_peer.iter().filter_map(|status| link(view, status)).collect(),
         });
     }
     shown
+}
+
+fn stage_of(status: Option<&PeerStatus>) -> &'static str {
+    match status.map(|status| (status.session.is_some(), status.stage)) {
+        Some((true, _)) => "up",
+        None | Some((false, Stage::Idle)) => "idle",
+        Some((false, Stage::Handshake)) => "handshake",
+        Some((false, Stage::Exchange)) => "exchange",
+        Some((false, Stage::Confirming)) => "confirming",
+    }
+}
+
+fn sum_of_drops(links: &[&PeerStatus]) -> BTreeMap<Reason, u64> {
+    let mut sum = BTreeMap::new();
+    for (reason, count) in links.iter().flat_map(|status| &status.drops) {
+        let total: &mut u64 = sum.entry(*reason).or_default();
+        *total = total.saturating_add(*count);
+    }
+    sum
+}
+
+fn link(view: &MeshView, status: &PeerStatus) -> Option<PeerLink> {
+    let own = view.own.iter().find(|own| own.instance == status.local)?;
+    Some(PeerLink {
+        workload: own.workload.to_string(),
+        session: stage_of(Some(status)).to_owned(),
+        traffic: meter::traffic(&status.volume),
+    })
 }
 
 fn refused(view: &MeshView) -> Vec<RefusedPeer> {
@@ -479,10 +542,13 @@ fn obstacles(view: &MeshView, from: &WorkloadName, to: &WorkloadName, complete: 
         notes.push(format!("this node holds no rules of {to}; ask the coordinator: warren policy why"));
     }
     for name in [from, to] {
-        let own = view.own.as_ref().is_some_and(|own| own.workload == *name);
+        let own = view.own.iter().any(|own| own.workload == *name);
         if !own && !view.peers.iter().any(|peer| peer.workload() == name) {
             notes.push(format!("no instance of {name} is admitted on this node (no-peer)"));
         }
+    }
+    if from != to && [from, to].iter().all(|name| view.own.iter().any(|own| own.workload == **name)) {
+        notes.push("both are on this host: its packet filter holds them to this, no tunnel is between them".to_owned());
     }
     if now > view.fresh_until {
         notes.push("the coordinator has been silent too long: no new peer is admitted (mesh-stale)".to_owned());

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 use warren_engine::counters::Traffic;
 use warren_engine::mesh::{EngineConfig, Event, MeshUpdate, PeerStatus, UnknownKey};
@@ -13,16 +12,18 @@ use warren_engine::records::FlowRecord;
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{Overlay, SpiffeId, TrustDomain};
 
+use super::kept::{Addresses, Kept, Left, blocking, handle_host, still_there, stopping};
+use crate::certificates::renewal::Standing;
 use crate::clock::Clock;
 use crate::config;
 use crate::data_plane::offload::Offloads;
 use crate::data_plane::{DataPlane, DataPlaneConfig, DataPlaneEvent, Devices, tun, udp};
 use crate::flow_log::FlowLog;
-use crate::host::{Desired, Host, HostError, HostEvent, HostInstance, Keeper};
+use crate::host::{Desired, Host, HostError, HostEvent};
 use crate::local_api::types::{FlowLine, FlowVerdict};
 use crate::mesh::MeshHandle;
-use crate::mesh_view::{MeshView, OwnInstance};
-use crate::selectors::Members;
+use crate::mesh_view::MeshView;
+use crate::placement::Placement;
 use crate::stop::Stop;
 
 /// How long a device that could not be made anew is left before the next try.
@@ -139,6 +140,10 @@ pub struct Around {
     pub mesh: MeshHandle,
     /// The overlay's prefixes as enrolment told them; a manifest's replace them.
     pub overlay: Option<Overlay>,
+    /// Whose the instances' addresses are.
+    pub placement: Arc<Placement>,
+    /// How far the instances are.
+    pub standing: watch::Receiver<Standing>,
     /// Takes what was judged.
     pub flows: Arc<FlowLog>,
     /// The time.
@@ -161,7 +166,8 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
         desired = closed(around.overlay, &mut view, tun.index, facts.mtu) => desired?,
         () = stop.stopped() => return Ok(()),
     };
-    let mut kept = Kept::start(host, desired).await?;
+    let left = Left { host, desired, addresses: Addresses::new() };
+    let mut kept = Kept::start(left, around.placement.clone()).await?;
     let mut devices = (tun, udp);
     loop {
         let opens = tokio::select! {
@@ -180,12 +186,6 @@ pub async fn run(claimed: Claimed, mut around: Around) -> Result<(), Refusal> {
         facts.set_outage(None);
         info!("{} is there again", facts.device);
     }
-}
-
-/// A host that is closed for the overlay as it last had to be, with nobody to keep it so.
-struct Left {
-    host: Host,
-    desired: Desired,
 }
 
 /// How serving came to its end.
@@ -248,7 +248,7 @@ async fn serve(
 /// stops meanwhile. Until then nothing leads into the tunnel and the guard stands.
 async fn make_anew(
     facts: &TunnelFacts,
-    Left { mut host, desired }: Left,
+    Left { mut host, desired, addresses }: Left,
     around: &mut Around,
 ) -> Result<Option<(Kept, (tun::Tun, udp::UdpSockets))>, Refusal> {
     loop {
@@ -261,7 +261,8 @@ async fn make_anew(
         match opened.await? {
             Ok((tun, udp)) => {
                 let desired = Desired { device: tun.index, ..desired };
-                return Ok(Some((Kept::start(host, desired).await?, (tun, udp))));
+                let left = Left { host, desired, addresses };
+                return Ok(Some((Kept::start(left, around.placement.clone()).await?, (tun, udp))));
             }
             Err(why) => {
                 let outage = format!("the TUN device {} is gone and cannot be made anew yet: {why}", facts.device);
@@ -281,95 +282,6 @@ async fn make_anew(
                 }
             }
         }
-    }
-}
-
-/// The host's network state, kept as this node last knew it had to be.
-struct Kept {
-    keeper: Keeper,
-    events: mpsc::UnboundedReceiver<HostEvent>,
-    desired: Desired,
-}
-
-impl Kept {
-    async fn start(host: Host, desired: Desired) -> Result<Self, Refusal> {
-        let (tell, events) = mpsc::unbounded_channel();
-        let first = desired.clone();
-        let (keeper, changes) = blocking(move || Keeper::start(host, first, move |event| drop(tell.send(event))))
-            .await?
-            .map_err(not_taken)?;
-        for change in &changes.made {
-            info!("host: {change}");
-        }
-        Ok(Self { keeper, events, desired })
-    }
-
-    /// Keeps the host closed until this node has an instance, then gives it the instance's addresses.
-    async fn until_known(&mut self, view: &mut watch::Receiver<Option<Arc<MeshView>>>) -> Result<(), Refusal> {
-        loop {
-            let known = view.borrow_and_update().clone();
-            if let Some(known) = known {
-                self.follow(&known).await?;
-                if known.own.is_some() {
-                    return Ok(());
-                }
-            }
-            tokio::select! {
-                Some(event) = self.events.recv() => handle_host(event)?,
-                changed = view.changed() => changed.map_err(|_| stopping())?,
-            }
-        }
-    }
-
-    /// Brings the host to what `view` says. An instance whose certificate has ended keeps its addresses: programs are
-    /// bound to them, and nothing passes.
-    async fn follow(&mut self, view: &MeshView) -> Result<(), Refusal> {
-        let own = |own: &OwnInstance| vec![HostInstance { addresses: own.addresses, members: Members::Rest }];
-        let instances = view.own.as_ref().map_or_else(|| self.desired.instances.clone(), own);
-        let desired = Desired { overlay: view.knowledge.manifest.overlay, instances, ..self.desired.clone() };
-        if desired != self.desired {
-            let ordered = self.keeper.order(desired.clone());
-            let changes = blocking(move || ordered.wait()).await?.map_err(not_taken)?;
-            for change in &changes.made {
-                info!("host: {change}");
-            }
-            self.desired = desired;
-        }
-        Ok(())
-    }
-
-    async fn stop(self) -> Result<(), Refusal> {
-        let Self { keeper, .. } = self;
-        blocking(move || keeper.stop()).await?.map_err(still_there)
-    }
-
-    /// Keeps it no longer, and changes nothing.
-    async fn release(self) -> Result<Left, Refusal> {
-        let Self { keeper, desired, .. } = self;
-        let host = blocking(move || keeper.release()).await?.map_err(not_taken)?;
-        Ok(Left { host, desired })
-    }
-}
-
-fn still_there(error: HostError) -> Refusal {
-    Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}"))
-}
-
-fn not_taken(error: HostError) -> Refusal {
-    Refusal::new(Reason::Internal, format!("the host does not take the overlay: {error}"))
-}
-
-fn stopping() -> Refusal {
-    Refusal::new(Reason::ShuttingDown, "the node is stopping")
-}
-
-fn handle_host(event: HostEvent) -> Result<(), Refusal> {
-    match event {
-        HostEvent::Repaired(changes) => {
-            warn!("something changed the host's overlay; repaired: {}", changes.join("; "));
-            Ok(())
-        }
-        HostEvent::Failed(error) => Err(Refusal::new(Reason::Internal, format!("the host's overlay is lost: {error}"))),
     }
 }
 
@@ -404,6 +316,7 @@ impl Serving<'_> {
                     event => handle_host(event)?,
                 },
                 Some(question) = around.questions.recv() => self.answer(question),
+                Ok(()) = around.standing.changed() => self.look(around),
                 changed = view.changed() => {
                     if changed.is_err() {
                         return Ok(Served::Stopped);
@@ -419,16 +332,17 @@ impl Serving<'_> {
         }
     }
 
-    /// Looks whether the node is ready: every worker judges by a snapshot that holds the rules of its own instance. The
-    /// engine's report of a snapshot may come before the snapshot itself, so both are reasons to look.
+    /// Looks whether the node is ready: every worker judges by a snapshot that holds the rules of its own instances, and each
+    /// instance that it is to have was asked for. The engine's report of a snapshot may come before the snapshot itself, so
+    /// both are reasons to look.
     fn look(&self, around: &Around) {
         let covered = around
             .mesh
             .view()
             .borrow()
             .as_deref()
-            .is_some_and(|view| view.generation <= self.applied && view.own.is_some() && !view.awaits_rules());
-        if covered {
+            .is_some_and(|view| view.generation <= self.applied && !view.own.is_empty() && !view.awaits_rules());
+        if covered && around.standing.borrow().settled {
             around.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
         }
     }
@@ -499,12 +413,6 @@ async fn closed(
         }
         view.changed().await.map_err(|_| stopping())?;
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
-    spawn_blocking(work)
-        .await
-        .map_err(|error| Refusal::new(Reason::Internal, format!("a part of the data plane crashed: {error}")))
 }
 
 fn tell(event: &Event) {

@@ -1,5 +1,4 @@
-//! Who a process of this host is, and why: by the entries of `workloads`, and by the network namespace that it shares with the
-//! node.
+//! Who a process of this host is, and why: which instances' addresses it may use, and which SVIDs it is given.
 
 use std::path::Path;
 
@@ -64,11 +63,18 @@ impl Surface {
     fn identities_of(&self, process: &Process) -> Vec<HolderLine> {
         let mut found = Vec::new();
         let own_netns = netns_of(Path::new("/proc/self/ns/net"));
-        if process.netns.is_some() && process.netns == own_netns {
-            let because = format!(
-                "{process} is in this node's network namespace, where any process may use the instance's addresses"
-            );
-            found.extend(self.own_line(because));
+        if process.netns.is_some()
+            && process.netns == own_netns
+            && let Some(view) = self.view.borrow().clone()
+        {
+            for own in &view.own {
+                if let Some(because) = self.placement.because(&own.workload, process) {
+                    let because = format!(
+                        "{because}, in this node's network namespace: it may use this instance's addresses and is reached at them"
+                    );
+                    found.push(self.own_line(&view, own, because));
+                }
+            }
         }
         let identity = self.identity.borrow().clone();
         let given = match self.workload_api {

@@ -15,6 +15,7 @@ use super::client::{ask, ask_once};
 use super::server::LocalApi;
 use super::types::{Answer, FlowLine, FlowVerdict, Holders, Request, Status};
 use crate::certificates::key_store::{Chain, NodeIdentity, SigningKey, StoredBundle};
+use crate::certificates::renewal::Standing;
 use crate::cli::Exit;
 use crate::clock::{Clock, Reading};
 use crate::config::Config;
@@ -25,6 +26,7 @@ use crate::daemon::surface::Surface;
 use crate::daemon::tunnel::TunnelFacts;
 use crate::data_plane::offload::{Offloads, Switches};
 use crate::flow_log::FlowLog;
+use crate::placement::Placement;
 use crate::stop;
 use crate::test_mesh::NOW;
 
@@ -78,6 +80,8 @@ fn rig() -> Rig {
             .parse()
             .map(|entry| [entry].into())
             .expect("entry"),
+        placement: Arc::new(Placement::of(None, &[])),
+        standing: watch::channel(Standing::default()).1,
         workload_api: None,
         reloader: Reloader::new(
             Config::default(),

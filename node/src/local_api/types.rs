@@ -79,6 +79,9 @@ pub struct Status {
     pub mesh: Option<Mesh>,
     /// Instances on this node.
     pub instances: Vec<Instance>,
+    /// Instances that the configuration means and that have no certificate.
+    #[serde(default)]
+    pub missing_instances: Vec<MissingInstance>,
     /// The node's own certificate.
     pub node_certificate: Span,
     /// The tunnel's end on this host.
@@ -292,6 +295,19 @@ pub struct Instance {
     pub tunnel_key: String,
     /// Its newest certificate.
     pub certificate: Span,
+    /// Whose its addresses are: processes for which one of these holds. None: those that are nobody else's.
+    #[serde(default)]
+    pub processes: Vec<String>,
+}
+
+/// An instance that this node is to have and has no certificate for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MissingInstance {
+    /// `<namespace>/<name>`; none where the only identity granted is meant and is not known.
+    pub workload: Option<String>,
+    /// Why the last try failed; none before the first.
+    pub refusal: Option<Refusal>,
 }
 
 /// The tunnel's end on this host.
@@ -373,6 +389,21 @@ pub struct Peer {
     /// Packets from or to it that were dropped, by reason.
     #[serde(default)]
     pub drops: BTreeMap<Reason, u64>,
+    /// This node's instances that some rule links to it; sessions and traffic above are those of all of them.
+    #[serde(default)]
+    pub links: Vec<PeerLink>,
+}
+
+/// What is between a peer and one of this node's instances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerLink {
+    /// Of the local instance, `<namespace>/<name>`.
+    pub workload: String,
+    /// `idle`, `handshake`, `exchange`, `confirming` or `up`.
+    pub session: String,
+    /// What passed since some rule has linked the two.
+    pub traffic: Traffic,
 }
 
 /// A peer's move.

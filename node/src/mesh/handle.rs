@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use warren_engine::identity::VerifiedPeer;
 use warren_engine::mesh::MeshUpdate;
 use warren_proto::peer_map::Generation;
 use warren_proto::reason::Refusal;
-use warren_proto::{TrustBundle, wire};
+use warren_proto::{TrustBundle, UnixTime, WorkloadName, wire};
 
 use super::Applied;
 use crate::certificates::key_store::Instance;
@@ -95,10 +94,13 @@ impl MeshHandle {
         (newest.manifest.generation == *self.answered.borrow()).then_some(newest)
     }
 
-    /// Whether a plain device is among the peers admitted.
+    /// Whether a plain device is among the peers admitted that some rule links to `workload`.
     #[must_use]
-    pub fn serves_devices(&self) -> bool {
-        self.view.borrow().as_ref().is_some_and(|view| view.peers.iter().any(VerifiedPeer::is_plain))
+    pub fn serves_devices(&self, workload: &WorkloadName, now: UnixTime) -> bool {
+        self.view.borrow().as_ref().is_some_and(|view| {
+            let mut devices = view.peers.iter().filter(|peer| peer.is_plain());
+            devices.any(|device| view.knowledge.policy.linked_either_way(workload, device.workload(), now))
+        })
     }
 
     /// The roots in force, to watch.

@@ -8,6 +8,8 @@ use warren_proto::peer_map::{
     Object, ObjectKey, ObjectKind, Revocation, RevocationTarget, Scope, encode_instances, encode_workloads,
 };
 
+mod several;
+
 use super::*;
 use crate::clock::Reading;
 use crate::test_mesh::{CALLER, DAY, NOW, OWN, STALE_AFTER, TestMesh};
@@ -46,9 +48,9 @@ impl Rig {
         Mesh::open(Start {
             trust_domain: self.mesh.trust_domain(),
             node: self.mesh.node,
-            workload: Some(OWN.parse().expect("name")),
+            workloads: BTreeSet::from([OWN.parse().expect("name")]),
             bundle: self.mesh.bundle(),
-            instance: Some(self.instance.clone()),
+            instances: vec![self.instance.clone()],
             state,
             clock: Arc::new(Clock::new(|| CLOCK.get(), UnixTime(0))),
         })
@@ -448,7 +450,7 @@ fn a_peer_whose_certificate_ends_leaves_without_a_word_from_anyone() {
     mesh.tick(false);
     assert!(peers(&handle).is_empty());
     let view = handle.view().borrow().clone().expect("known");
-    assert!(view.own.is_none(), "and this node's own certificate is of no use any more");
+    assert!(view.own.is_empty(), "and this node's own certificate is of no use any more");
 }
 
 #[test]
@@ -460,11 +462,11 @@ fn what_a_clock_that_ran_ahead_had_ended_is_back_once_the_clock_is_right() {
     set(NOW.0 + 30 * DAY);
     mesh.tick(false);
     assert!(peers(&handle).is_empty(), "closed while the clock says so");
-    assert!(handle.view().borrow().as_ref().is_some_and(|view| view.own.is_none()));
+    assert!(handle.view().borrow().as_ref().is_some_and(|view| view.own.is_empty()));
     set(NOW.0 + 1);
     mesh.tick(false);
     assert_eq!(peers(&handle), [CALLER]);
-    assert!(handle.view().borrow().as_ref().is_some_and(|view| view.own.is_some()));
+    assert!(handle.view().borrow().as_ref().is_some_and(|view| !view.own.is_empty()));
 }
 
 #[test]

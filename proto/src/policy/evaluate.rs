@@ -180,6 +180,12 @@ impl CompiledPolicy {
         self.is_linked(index, service, now)
     }
 
+    /// Whether some rule lets one of the two reach the other.
+    #[must_use]
+    pub fn linked_either_way(&self, one: &WorkloadName, other: &WorkloadName, now: UnixTime) -> bool {
+        self.linked(one, other, now) || self.linked(other, one, now)
+    }
+
     pub(super) fn is_linked(&self, index: SourceIndex, service: &Service, now: UnixTime) -> bool {
         let audited = service.audit.as_ref().is_some_and(|audit| now < audit.until);
         let named = || self.rules(&service.allows).any(|(_, rule)| rule.from.contains(&self.identities, index));

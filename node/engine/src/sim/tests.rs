@@ -4,6 +4,7 @@ use super::*;
 use crate::mesh::Stage;
 
 mod path_mtu;
+mod several_instances;
 
 const PORT: u16 = 8080;
 const OTHER_PORT: u16 = 9090;
