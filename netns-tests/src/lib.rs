@@ -4,9 +4,11 @@
 //! Everything runs inside namespaces of the process's own ([`namespace::enter`]); nothing on the machine is
 //! changed, and when the process ends, its namespaces and processes end with it.
 
+pub mod agent;
 pub mod attacker;
 pub mod bench;
 pub mod capture;
+pub mod cgroup;
 pub mod device;
 pub mod fake_time;
 pub mod forge;

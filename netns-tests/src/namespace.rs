@@ -34,6 +34,8 @@ pub fn enter() -> Result<()> {
         .context("make mounts private")?;
     // /sys shows the network devices of the namespace that mounted it.
     let _ = mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>);
+    // That hid the cgroups. Only root may have them back.
+    let _ = mount(Some("cgroup2"), crate::cgroup::MOUNT, Some("cgroup2"), MsFlags::empty(), None::<&str>);
     check_tun()
 }
 

@@ -17,6 +17,7 @@ fn main() -> Result<()> {
     if claims::workload_api::child()? {
         return Ok(());
     }
+    warren_netns_tests::agent::be_one_if_asked();
     let arguments = Arguments::from_args();
     if arguments.list {
         libtest_mimic::run(&arguments, claims::all()).exit();

@@ -8,24 +8,36 @@
 //! removes them when warren is uninstalled.
 
 mod addressing;
+mod apart;
+mod bpf;
+mod cgroups;
+mod guard;
 mod keeper;
 mod netlink;
 mod nftables;
+mod programs;
+mod separation;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use warren_proto::overlay::{Overlay, OverlayAddresses};
 
 use crate::selectors::Members;
 use addressing::{Addressing, Prefix, Route, SeenRoute, Towards};
-use nftables::{Guard, Nftables};
+use apart::Sources;
+use cgroups::Cgroups;
+use nftables::{Nftables, Table};
+use separation::Party;
 
-pub use keeper::{HostEvent, Keeper};
+pub use guard::GUARD_TABLE;
+pub use keeper::{HostEvent, Keeper, Refused};
 pub use netlink::KernelError;
-pub use nftables::GUARD_TABLE;
+pub use separation::SEPARATION_TABLE;
 
 /// Below the metric of ordinary routes: the overlay's prefix leads into the tunnel.
 const TUNNEL_METRIC: u32 = 50;
@@ -35,6 +47,11 @@ const UNREACHABLE_METRIC: u32 = u32::MAX;
 /// Whether several instances on this host are kept apart. While they are not, only the one of whoever fits no entry of the
 /// configuration is made.
 pub const KEEPS_INSTANCES_APART: bool = false;
+
+/// How long the kernel may take to make an IPv6 address its own after it was added.
+const LOCAL_ROUTE_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked for meanwhile.
+const LOCAL_ROUTE_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Addresses of this namespace that another host could dial, on every device but the TUN with this index.
 pub fn dialable_addresses(tun: u32) -> Result<Vec<IpAddr>, KernelError> {
@@ -100,6 +117,10 @@ impl Desired {
 pub struct Changes {
     /// One phrase per change, for the log; empty when everything was as desired.
     pub made: Vec<String>,
+    /// What works less well than it could, new since the last time.
+    pub notes: Vec<String>,
+    /// All that changed is which cgroups are meant: a unit came, went or started again.
+    pub followed: bool,
     /// IPv6 is switched off on this host: only the IPv4 half of the overlay works.
     pub ipv6_off: bool,
 }
@@ -119,6 +140,11 @@ pub enum HostError {
          tunnel; load nf_tables (modprobe nf_tables) on the host, kernel 5.12 or newer"
     )]
     NoNftables(KernelError),
+    /// The kernel cannot tell whose a socket is.
+    #[error(
+        "the kernel refuses to keep this host's instances apart ({0}); that takes nf_tables with `socket` and `reject`          (modprobe nft_socket nft_reject_inet) and cgroup version 2, kernel 5.13 or newer; or leave one instance on this host"
+    )]
+    NoSeparation(KernelError),
     /// Another node runs in this network namespace.
     #[error(
         "another warren node runs in this network namespace, and a namespace holds one; see `warren status`, stop it \
@@ -178,7 +204,18 @@ pub struct Host {
     nftables: Nftables,
     /// Holds the claim for as long as it lives.
     _claim: Nftables,
+    cgroups: Cgroups,
     applied: Option<Desired>,
+    /// What the separation counted in the tables that it no longer stands in.
+    refused_before: Vec<(OverlayAddresses, u64)>,
+    /// The separation as it was last put in place.
+    separation: Option<Table>,
+    /// The programs that choose a source, by the cgroup that they are in.
+    sources: BTreeMap<u64, Sources>,
+    /// The program that looks at receivers, and for whom.
+    receivers: Option<(Vec<Party>, OwnedFd)>,
+    /// What was noted already.
+    noted: BTreeSet<String>,
 }
 
 impl Host {
@@ -193,11 +230,23 @@ impl Host {
             _ => HostError::NoNftables(error),
         })?;
         let nftables = Nftables::open().map_err(HostError::NoNftables)?;
-        Ok(Self { addressing, nftables, _claim: claim, applied: None })
+        let cgroups = Cgroups::open();
+        Ok(Self {
+            addressing,
+            nftables,
+            _claim: claim,
+            cgroups,
+            applied: None,
+            refused_before: Vec::new(),
+            separation: None,
+            sources: BTreeMap::new(),
+            receivers: None,
+            noted: BTreeSet::new(),
+        })
     }
 
-    /// Brings the host into the desired state. Guard and `unreachable` routes come first, so that no step of the
-    /// way is open.
+    /// Brings the host into the desired state. Guard, separation and `unreachable` routes come before the addresses they are
+    /// for, and addresses that go do so before them, so that no step of the way is open.
     pub fn apply(&mut self, desired: &Desired) -> Result<Changes, HostError> {
         let mut changes = Changes::default();
         let prefixes = prefixes(&desired.overlay);
@@ -205,7 +254,12 @@ impl Host {
         if self.applied.as_ref().is_none_or(|applied| applied.overlay != desired.overlay) {
             refuse_overlap(&prefixes, &routes, desired)?;
         }
-        self.apply_guard(&Guard::new(&prefixes, desired.device), &mut changes)?;
+        self.apply_guard(&guard::table(&prefixes, desired.device), &mut changes)?;
+        self.link(desired.device)?;
+        self.remove_addresses(desired, true, &mut changes)?;
+        let before = changes.made.len();
+        let followed = self.apply_separation(desired, &mut changes)?;
+        let separated = changes.made.len() - before;
         self.apply_unreachable(&prefixes, &routes, &mut changes)?;
         let v6 = self.apply_link(desired, &mut changes)?;
         if !v6 && desired.overlay.v4.is_none() {
@@ -213,8 +267,10 @@ impl Host {
             return Err(HostError::NoAddressFamily { device });
         }
         changes.ipv6_off = !v6;
-        self.apply_addresses(desired, v6, &mut changes)?;
+        self.remove_addresses(desired, v6, &mut changes)?;
+        self.add_addresses(desired, v6, &mut changes)?;
         self.apply_tunnel_routes(desired, v6, &mut changes)?;
+        changes.followed = followed && changes.made.len() == separated;
         self.applied = Some(desired.clone());
         Ok(changes)
     }
@@ -230,10 +286,21 @@ impl Host {
             for seen in self.routes()?.iter().filter(|seen| leads_to(seen, nothing.device)) {
                 self.remove_route(&seen.route, &mut changes)?;
             }
-            self.apply_addresses(&nothing, true, &mut changes)?;
+            self.remove_addresses(&nothing, true, &mut changes)?;
         }
-        self.nftables.remove().map_err(HostError::refused("remove the nftables guard"))?;
+        self.remove_separation(&mut Changes::default())?;
+        self.nftables.remove(GUARD_TABLE).map_err(HostError::refused("remove the nftables guard"))?;
         Ok(())
+    }
+
+    /// What becomes readable when a cgroup that may be an instance's has come or gone.
+    fn notices(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroups.notices()
+    }
+
+    /// Takes those notices; whether there were any.
+    fn take_notices(&self) -> bool {
+        self.cgroups.drain()
     }
 
     fn link(&mut self, device: u32) -> Result<addressing::Link, HostError> {
@@ -247,9 +314,9 @@ impl Host {
         self.addressing.routes().map_err(HostError::refused("read the routes"))
     }
 
-    fn apply_guard(&mut self, guard: &Guard, changes: &mut Changes) -> Result<(), HostError> {
-        let there = self.nftables.read().map_err(HostError::refused("read the nftables guard"))?;
-        if there.as_ref() != Some(guard) {
+    fn apply_guard(&mut self, guard: &Table, changes: &mut Changes) -> Result<(), HostError> {
+        let there = self.nftables.read(GUARD_TABLE).map_err(HostError::refused("read the nftables guard"))?;
+        if there.map(|there| there.table).as_ref() != Some(guard) {
             self.nftables.install(guard).map_err(|error| match error.errno {
                 libc::EPERM | libc::EACCES => HostError::NotPermitted,
                 _ => HostError::NoNftables(error),
@@ -299,34 +366,64 @@ impl Host {
         Ok(v6)
     }
 
-    fn apply_addresses(&mut self, desired: &Desired, v6: bool, changes: &mut Changes) -> Result<(), HostError> {
-        let device = desired.device;
-        let there: BTreeSet<_> =
-            self.addressing.addresses(device).map_err(HostError::refused("read the addresses"))?.into_iter().collect();
-        let wanted: BTreeSet<_> = desired.addresses().flat_map(|each| usable(each, v6)).map(Prefix::host).collect();
-        for address in there.difference(&wanted) {
-            match self.addressing.remove_address(device, *address) {
+    fn remove_addresses(&mut self, desired: &Desired, v6: bool, changes: &mut Changes) -> Result<(), HostError> {
+        let there = self.addresses(desired.device)?;
+        for address in there.difference(&wanted_addresses(desired, v6)) {
+            match self.addressing.remove_address(desired.device, *address) {
                 // Gone meanwhile, together with another that it hung on.
                 Err(error) if error.errno == libc::EADDRNOTAVAIL => {}
                 outcome => outcome.map_err(HostError::refused(format!("remove address {address}")))?,
             }
             changes.made.push(format!("address {address} removed"));
         }
-        for address in wanted.difference(&there) {
-            self.addressing
-                .add_address(device, *address)
-                .map_err(HostError::refused(format!("add address {address}")))?;
-            changes.made.push(format!("address {address} added"));
-        }
         Ok(())
     }
 
+    /// Adds what is missing, and waits until it takes packets.
+    fn add_addresses(&mut self, desired: &Desired, v6: bool, changes: &mut Changes) -> Result<(), HostError> {
+        let wanted = wanted_addresses(desired, v6);
+        for address in wanted.difference(&self.addresses(desired.device)?) {
+            self.addressing
+                .add_address(desired.device, *address)
+                .map_err(HostError::refused(format!("add address {address}")))?;
+            changes.made.push(format!("address {address} added"));
+        }
+        self.await_local_routes(&wanted)
+    }
+
+    fn addresses(&mut self, device: u32) -> Result<BTreeSet<Prefix>, HostError> {
+        let addresses = self.addressing.addresses(device).map_err(HostError::refused("read the addresses"))?;
+        Ok(addresses.into_iter().collect())
+    }
+
+    /// Waits until the kernel takes packets for these addresses: the local route of an IPv6 address comes some time after the
+    /// address itself, and until then what is for it counts as an error.
+    fn await_local_routes(&mut self, addresses: &BTreeSet<Prefix>) -> Result<(), HostError> {
+        let deadline = std::time::Instant::now() + LOCAL_ROUTE_PATIENCE;
+        loop {
+            let local: BTreeSet<_> = self
+                .routes()?
+                .into_iter()
+                .filter(|seen| matches!(seen.route.towards, Towards::Local(_)))
+                .map(|seen| seen.route.prefix)
+                .collect();
+            let Some(missing) = addresses.difference(&local).next() else { return Ok(()) };
+            if std::time::Instant::now() >= deadline {
+                let error = KernelError { errno: libc::ETIMEDOUT, request: 0, text: String::new() };
+                return Err(HostError::Refused { what: format!("wait until {missing} takes packets"), error });
+            }
+            std::thread::sleep(LOCAL_ROUTE_INTERVAL);
+        }
+    }
+
     fn apply_tunnel_routes(&mut self, desired: &Desired, v6: bool, changes: &mut Changes) -> Result<(), HostError> {
-        // With several instances on the host no source is the right one for all programs.
+        // The source of a program that chooses none: it is right for the rest, and refused to all others.
+        let rest = desired.instances.iter().find(|instance| instance.members == Members::Rest);
         let only = match desired.instances.as_slice() {
-            [only] => Some(only.addresses),
-            _ => None,
+            [only] => Some(only),
+            _ => rest,
         };
+        let only = only.map(|instance| instance.addresses);
         let wanted: Vec<_> = prefixes(&desired.overlay)
             .into_iter()
             .filter(|prefix| !desired.instances.is_empty() && (prefix.first.is_ipv4() || v6))
@@ -375,6 +472,10 @@ fn prefixes(overlay: &Overlay) -> Vec<Prefix> {
 
 fn usable(addresses: &OverlayAddresses, v6: bool) -> impl Iterator<Item = IpAddr> + use<> {
     addresses.iter().filter(move |address| address.is_ipv4() || v6)
+}
+
+fn wanted_addresses(desired: &Desired, v6: bool) -> BTreeSet<Prefix> {
+    desired.addresses().flat_map(|each| usable(each, v6)).map(Prefix::host).collect()
 }
 
 /// Whether the route is one of the main table out of the TUN device: all of those are warren's to decide, except

@@ -327,7 +327,7 @@ fn repaired(events: &mpsc::Receiver<HostEvent>, what: &str) -> Result<()> {
     loop {
         match events.recv_timeout(PATIENCE).with_context(|| format!("nobody repaired {what:?}"))? {
             HostEvent::Repaired(changes) if changes.iter().any(|change| change.contains(what)) => return Ok(()),
-            HostEvent::Repaired(_) => {}
+            HostEvent::Repaired(_) | HostEvent::Followed => {}
             HostEvent::Failed(error) => bail!("{error}"),
         }
     }
@@ -537,7 +537,7 @@ fn a_removed_device_is_named_and_ends_the_keeping() -> Result<()> {
         loop {
             match events.recv_timeout(PATIENCE)? {
                 HostEvent::Failed(error) => break ensure!(error == gone, "{error}"),
-                HostEvent::Repaired(_) => {}
+                HostEvent::Repaired(_) | HostEvent::Followed => {}
             }
         }
         let error = tun.queues[0].receive(&mut [0; 100]).expect_err("no device");

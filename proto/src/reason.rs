@@ -114,6 +114,7 @@ reasons! {
     }
     Egress {
         NotAttributed = "not-attributed", "The source address is no local workload's.";
+        WrongIdentity = "wrong-identity", "The program is not of the instance whose address it used or was to hear for, or policy opens nothing between two instances of this host.";
         NoGrant = "no-grant", "No rule links the local workload to the destination.";
         NoPeer = "no-peer", "The destination is known but none of its certificates is in date.";
         NoEndpoint = "no-endpoint", "No UDP address of the peer is known.";

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{OverlayAddresses, WorkloadName};
 
-use crate::host::{Allows, Desired, Host, HostError, HostEvent, HostInstance, Keeper, LocalOpening};
+use crate::host::{Allows, Changes, Desired, Host, HostError, HostEvent, HostInstance, Keeper, LocalOpening, Refused};
 use crate::mesh_view::{LocalOpenings, MeshView};
 use crate::placement::Placement;
 
@@ -43,9 +43,7 @@ impl Kept {
         let (keeper, changes) = blocking(move || Keeper::start(host, first, move |event| drop(tell.send(event))))
             .await?
             .map_err(not_taken)?;
-        for change in &changes.made {
-            info!("host: {change}");
-        }
+        tell_changes(&changes);
         Ok(Self { keeper, events, desired, placement, addresses })
     }
 
@@ -79,12 +77,15 @@ impl Kept {
         if desired != self.desired {
             let ordered = self.keeper.order(desired.clone());
             let changes = blocking(move || ordered.wait()).await?.map_err(not_taken)?;
-            for change in &changes.made {
-                info!("host: {change}");
-            }
+            tell_changes(&changes);
             self.desired = desired;
         }
         Ok(())
+    }
+
+    /// Asks how many packets were refused because their program is not the instance's ([`Host::refused`]).
+    pub(super) fn refused(&self) -> Refused {
+        self.keeper.refused()
     }
 
     pub(super) async fn stop(self) -> Result<(), Refusal> {
@@ -126,6 +127,15 @@ fn inhabitants(
     (placed.into_iter().map(|(_, instance)| instance).collect(), openings)
 }
 
+fn tell_changes(changes: &Changes) {
+    for change in &changes.made {
+        info!("host: {change}");
+    }
+    for note in &changes.notes {
+        warn!("host: {note}");
+    }
+}
+
 pub(super) fn still_there(error: HostError) -> Refusal {
     Refusal::new(Reason::Internal, format!("the host keeps something of the overlay: {error}"))
 }
@@ -142,6 +152,10 @@ pub(super) fn handle_host(event: HostEvent) -> Result<(), Refusal> {
     match event {
         HostEvent::Repaired(changes) => {
             warn!("something changed the host's overlay; repaired: {}", changes.join("; "));
+            Ok(())
+        }
+        HostEvent::Followed => {
+            info!("a workload's unit or cgroup came, went or was made anew; its tie follows");
             Ok(())
         }
         HostEvent::Failed(error) => Err(Refusal::new(Reason::Internal, format!("the host's overlay is lost: {error}"))),

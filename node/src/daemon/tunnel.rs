@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 use warren_engine::counters::Traffic;
 use warren_engine::mesh::{EngineConfig, Event, MeshUpdate, PeerStatus, UnknownKey};
@@ -381,9 +382,16 @@ impl Serving<'_> {
     }
 
     fn answer(&self, question: oneshot::Sender<TunnelStatus>) {
-        let status = self.plane.status();
+        let (status, refused) = (self.plane.status(), self.kept.refused());
         tokio::spawn(async move {
-            if let Ok(status) = status.await {
+            if let Ok(mut status) = status.await {
+                // What the kernel refused before it came to the tunnel. A keeper that is ending has no answer.
+                let refused = spawn_blocking(move || refused.recv()).await;
+                let refused = refused.ok().and_then(Result::ok).and_then(Result::ok).unwrap_or_default();
+                let packets = refused.iter().fold(0_u64, |sum, (_, packets)| sum.saturating_add(*packets));
+                if packets > 0 {
+                    status.drops.push((Reason::WrongIdentity, packets));
+                }
                 // Whoever asked may have gone.
                 let _ = question.send(TunnelStatus {
                     peers: status.peers,

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
+use warren_proto::overlay::OverlayAddresses;
+
 use super::netlink::Listener;
 use super::{Changes, Desired, Host, HostError};
 
@@ -30,12 +32,18 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_millis(200);
 pub enum HostEvent {
     /// Somebody had changed something; it is as desired again. One phrase per change.
     Repaired(Vec<String>),
+    /// A cgroup that is an instance's came, went or was made anew, and the instance follows it.
+    Followed,
     /// The state cannot be kept, and no repair is tried any more; the node must stop carrying traffic.
     Failed(HostError),
 }
 
+/// The packets that were refused so far by instance, once the keeper has looked.
+pub type Refused = mpsc::Receiver<Result<Vec<(OverlayAddresses, u64)>, HostError>>;
+
 enum Command {
     Apply(Desired, mpsc::SyncSender<Result<Changes, HostError>>),
+    Refused(mpsc::SyncSender<Result<Vec<(OverlayAddresses, u64)>, HostError>>),
     Stop(mpsc::SyncSender<Result<(), HostError>>),
     Release(mpsc::SyncSender<Host>),
 }
@@ -106,6 +114,15 @@ impl Keeper {
         Ordered(answered)
     }
 
+    /// Asks what the separation of instances refused so far ([`Host::refused`]); the answer comes by itself, or never when
+    /// nothing is kept any more.
+    #[must_use]
+    pub fn refused(&self) -> Refused {
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.send(Command::Refused(answer));
+        answered
+    }
+
     /// Ends the keeping and leaves the state as it is: closed for the overlay, whatever has become of the device.
     pub fn release(self) -> Result<Host, HostError> {
         let (answer, answered) = mpsc::sync_channel(1);
@@ -157,6 +174,9 @@ impl Watch {
                         }
                         let _ = answer.send(outcome);
                     }
+                    Ok(Command::Refused(answer)) => {
+                        let _ = answer.send(self.host.refused());
+                    }
                     Ok(Command::Stop(answer)) => {
                         let _ = answer.send(self.host.revert());
                         return;
@@ -175,6 +195,10 @@ impl Watch {
             }
             match self.host.apply(&self.desired) {
                 Ok(changes) if changes.made.is_empty() => failures = 0,
+                Ok(changes) if changes.followed => {
+                    failures = 0;
+                    events(HostEvent::Followed);
+                }
                 Ok(changes) => {
                     failures = 0;
                     events(HostEvent::Repaired(changes.made));
@@ -200,18 +224,20 @@ impl Watch {
     /// Waits for a command or a reason to verify; whether there is one.
     fn wait(&mut self, at_most: Duration) -> bool {
         let [routes, nftables] = &self.listeners;
-        let mut descriptors = [
+        let mut descriptors = vec![
             PollFd::new(&self.woken, PollFlags::IN),
             PollFd::from_borrowed_fd(routes.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(nftables.as_fd(), PollFlags::IN),
         ];
+        descriptors.extend(self.host.notices().map(|notices| PollFd::from_borrowed_fd(notices, PollFlags::IN)));
         let timeout = Timespec { tv_sec: at_most.as_secs().cast_signed(), tv_nsec: at_most.subsec_nanos().into() };
         let ready = poll(&mut descriptors, Some(&timeout));
-        let commanded = !descriptors[0].revents().is_empty();
+        let commanded = descriptors.first().is_some_and(|woken| !woken.revents().is_empty());
         if commanded {
             let _ = rustix::io::read(&self.woken, &mut [0_u8; 8]);
         }
         let noticed = self.listeners.iter_mut().fold(false, |noticed, listener| listener.drain() | noticed);
+        let noticed = self.host.take_notices() | noticed;
         noticed || ready == Ok(0)
     }
 }
