@@ -142,7 +142,8 @@ pub enum HostError {
     NoNftables(KernelError),
     /// The kernel cannot tell whose a socket is.
     #[error(
-        "the kernel refuses to keep this host's instances apart ({0}); that takes nf_tables with `socket` and `reject`          (modprobe nft_socket nft_reject_inet) and cgroup version 2, kernel 5.13 or newer; or leave one instance on this host"
+        "the kernel refuses to keep this host's instances apart ({0}); that takes nf_tables with `socket` and `reject` \
+         (modprobe nft_socket nft_reject_inet) and cgroup version 2, kernel 5.13 or newer; or leave one instance on this host"
     )]
     NoSeparation(KernelError),
     /// Another node runs in this network namespace.
