@@ -44,6 +44,7 @@ use crate::snapshot;
 use crate::state_dir::StateDir;
 use crate::stop::{self, Stop, Stopper};
 use crate::telemetry::SetLevel;
+use crate::underlay;
 use crate::workload_api::{self, WorkloadApi};
 use meter::Meter;
 use reload::{Live, Reloader, Reread};
@@ -323,7 +324,7 @@ async fn watch_addresses(
             () = stop.stopped() => return,
         }
         let told = configured.borrow().clone();
-        let addresses = if told.is_empty() { dialable_addresses(device) } else { Ok(told) };
+        let addresses = if told.is_empty() { dialable(device) } else { Ok(told) };
         match addresses {
             Ok(addresses) => {
                 report.send_if_modified(|facts| {
@@ -335,6 +336,14 @@ async fn watch_addresses(
             Err(error) => warn!("this host's addresses cannot be listed: {error}"),
         }
     }
+}
+
+/// This host's addresses that another host could dial; `device` is the overlay's and none of them.
+fn dialable(device: u32) -> Result<Vec<IpAddr>, String> {
+    // A device of another namespace may have the same index here.
+    let left_out = if underlay::is_apart() { 0 } else { device };
+    let listed = underlay::run(move || dialable_addresses(left_out)).map_err(|error| error.to_string())?;
+    listed.map_err(|error| error.to_string())
 }
 
 /// Names a clock that was set: certificates are judged by it, and people look elsewhere first.

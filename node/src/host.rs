@@ -58,6 +58,11 @@ pub fn dialable_addresses(tun: u32) -> Result<Vec<IpAddr>, KernelError> {
     Addressing::open()?.dialable(tun)
 }
 
+/// Brings the loopback device of the calling thread's network namespace up.
+pub fn bring_up_loopback() -> Result<(), KernelError> {
+    Addressing::open()?.bring_up_loopback()
+}
+
 /// What the host is to look like while the node runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {

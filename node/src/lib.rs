@@ -25,6 +25,7 @@ pub mod sockets;
 pub mod state_dir;
 pub mod stop;
 pub mod telemetry;
+pub mod underlay;
 pub mod unix_socket;
 pub mod workload_api;
 

@@ -1,5 +1,6 @@
 //! `warren run`: the program starts when the tunnel lets it through and not before, hears every signal, is never left with
-//! orphans, ends with its own code, and has its tunnel to the end. Each as a plain process and as PID 1 of a PID namespace.
+//! orphans, ends with its own code, and has its tunnel to the end. Each as a plain process and as PID 1 of a PID namespace, in
+//! the host's network and in one of the program's own.
 //!
 //! ```text
 //!   coordinator   web-1                              bank-1
@@ -9,14 +10,19 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use warren_netns_tests::mesh::{IN_FORCE, Mesh, Node};
+use warren_netns_tests::namespace::is_user_namespace;
 use warren_netns_tests::processes::{Process, binary, eventually};
 
 use super::{ANSWER_TEXT, BANK, POLICY, WEB, claim, serve};
@@ -30,19 +36,26 @@ pub(crate) fn trials() -> Vec<Trial> {
         claim("run::without_readiness_the_program_never_starts", unready),
         claim("run::the_tunnel_stands_until_the_program_is_gone", last_words),
         claim("run::a_lost_node_ends_the_program", lost_node),
+        claim("run::a_killed_wrapper_takes_the_node_and_the_program_with_it", killed_wrapper),
+        claim("run::a_resized_terminal_ends_no_enrolment", resized_while_enrolling),
         claim("run::the_program_has_no_capability_and_nothing_of_the_nodes", nothing_of_ours),
     ]
 }
 
-/// The whole table is gone through twice.
-const WAYS: [Way; 2] = [Way::Plain, Way::Init];
+/// The whole table is gone through in each of them.
+const WAYS: [Way; 4] = [
+    Way { init: false, private: false },
+    Way { init: true, private: false },
+    Way { init: false, private: true },
+    Way { init: true, private: true },
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// A process among others.
-    Plain,
-    /// PID 1 of a PID namespace.
-    Init,
+struct Way {
+    /// PID 1 of a PID namespace, or a process among others.
+    init: bool,
+    /// In a network namespace of its own, or the host's.
+    private: bool,
 }
 
 /// A running `warren run`.
@@ -62,25 +75,24 @@ impl Run {
     /// `warren run OPTIONS -- COMMAND` on `node`'s host, in its directory.
     fn start(node: &Node, way: Way, options: &[&str], command: &[&str]) -> Result<Self> {
         let warren = binary("warren")?;
-        let mut all: Vec<&OsStr> = match way {
-            Way::Plain => Vec::new(),
-            Way::Init => ["--pid", "--fork", "--kill-child", "--mount-proc"].map(OsStr::new).to_vec(),
-        };
-        let program = match way {
-            Way::Plain => warren.clone(),
-            Way::Init => {
-                all.push(warren.as_os_str());
-                PathBuf::from("unshare")
-            }
+        let (program, mut all) = if way.init {
+            let mut all = ["--pid", "--fork", "--kill-child", "--mount-proc"].map(OsStr::new).to_vec();
+            all.push(warren.as_os_str());
+            (PathBuf::from("unshare"), all)
+        } else {
+            (warren.clone(), Vec::new())
         };
         all.push(OsStr::new("run"));
+        if way.private {
+            all.extend(["--network", "private"].map(OsStr::new));
+        }
         all.extend(options.iter().chain(&["--"]).chain(command).map(OsStr::new));
         let environment: [(&str, OsString); 3] = [
             ("WARREN_CONFIG", node.config().into()),
             ("WARREN_ADMIN_TOKEN_FILE", "/nowhere/admin.token".into()),
             ("HERE", node.host.directory.clone().into()),
         ];
-        let name = format!("run-{way:?}-{}", fresh());
+        let name = format!("run-{}", fresh());
         let process = Process::start_unready(&node.host, &name, &program, &all, &environment)?;
         Ok(Self { process, way })
     }
@@ -93,10 +105,16 @@ impl Run {
     /// The wrapper's id as this test sees it.
     fn wrapper(&self) -> Result<i32> {
         let own = i32::try_from(self.process.id())?;
-        match self.way {
-            Way::Plain => Ok(own),
-            Way::Init => children(own).first().copied().context("unshare has no child yet"),
-        }
+        if self.way.init { children(own).first().copied().context("unshare has no child yet") } else { Ok(own) }
+    }
+
+    /// The same, as soon as it has been started.
+    fn wrapper_when_there(&mut self) -> Result<i32> {
+        eventually("the wrapper has been started", IN_FORCE, || {
+            ensure!(self.process.ended()?.is_none(), "it has ended: {}", self.process.log_text());
+            Ok(self.wrapper().is_ok())
+        })?;
+        self.wrapper()
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -117,7 +135,10 @@ fn fresh() -> u32 {
 }
 
 fn children(of: i32) -> Vec<i32> {
-    let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    // Each thread has its own.
+    let threads = fs::read_dir(format!("/proc/{of}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let text: String = lists.collect();
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
@@ -298,6 +319,66 @@ fn lost_node() -> Result<()> {
         ensure!(code == 125 && log.contains("the node"), "{way:?}: {code}\n{log}");
         ensure!(web.host.directory.join("told").exists(), "{way:?}: the program was not asked to end");
         fs::remove_file(web.host.directory.join("told"))?;
+    }
+    Ok(())
+}
+
+/// Whether a process runs: one that has ended and that nobody has waited for does not.
+fn runs(id: i32) -> bool {
+    let state = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    state.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+fn killed_wrapper() -> Result<()> {
+    let (_mesh, web) = mesh_and_node()?;
+    // In the tests' own user namespace nobody but root is anybody.
+    let users: &[&[&str]] = if is_user_namespace()? { &[&[]] } else { &[&[], &["--user", "4321:4321"]] };
+    for way in WAYS {
+        for user in users {
+            let mut run = Run::start(&web, way, user, &["sleep", "4321.5"])?;
+            let wrapper = run.wrapper_when_there()?;
+            let mut those = Vec::new();
+            let waited = eventually("the node and the program run", IN_FORCE, || {
+                ensure!(run.process.ended()?.is_none(), "it has ended");
+                those = children(wrapper);
+                let lines: Vec<_> = those.iter().map(|pid| command_line(*pid)).collect();
+                Ok(lines.iter().any(|line| line.contains(" up ")) && lines.iter().any(|line| line == "sleep 4321.5 "))
+            });
+            waited.with_context(|| run.process.log_text())?;
+            kill(Pid::from_raw(wrapper), Signal::SIGKILL)?;
+            eventually("both have ended", IN_FORCE, || Ok(!those.iter().any(|pid| runs(*pid)))).with_context(|| {
+                format!("{way:?}, {user:?}: {:?}", those.iter().map(|pid| command_line(*pid)).collect::<Vec<_>>())
+            })?;
+            run.process.wait(IN_FORCE)?;
+        }
+    }
+    Ok(())
+}
+
+fn resized_while_enrolling() -> Result<()> {
+    let mut mesh = Mesh::new(&[])?;
+    mesh.try_apply(POLICY, &[])?.expect(0)?;
+    for (number, way) in WAYS.into_iter().enumerate() {
+        let token = fs::read_to_string(mesh.token(WEB, &[])?)?;
+        let web = Node::on(mesh.lab.host(&format!("web-{number}"))?, WEB)?;
+        // The enrolment reads its token, and waits until there is one.
+        let pipe = web.host.directory.join("token");
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let pipe_name = pipe.to_string_lossy().into_owned();
+        let mut run = Run::start(&web, way, &["--token-file", &pipe_name, "--wait", "60s"], &["bash", "-c", "exit 9"])?;
+        let wrapper = run.wrapper_when_there()?;
+        let mut writer = None;
+        eventually("the enrolment waits for its token", IN_FORCE, || {
+            ensure!(run.process.ended()?.is_none(), "it has ended: {}", run.process.log_text());
+            writer = fs::OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&pipe).ok();
+            Ok(writer.is_some())
+        })?;
+        kill(Pid::from_raw(wrapper), Signal::SIGWINCH)?;
+        // Long enough for a wrapper that takes it for an end; a longer wait shows no more.
+        std::thread::sleep(Duration::from_millis(300));
+        writer.context("the token's pipe")?.write_all(token.as_bytes())?;
+        let (code, log) = run.code()?;
+        ensure!(code == 9, "{way:?}: {code}\n{log}");
     }
     Ok(())
 }

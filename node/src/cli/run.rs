@@ -9,12 +9,13 @@
 
 mod children;
 pub(super) mod launch;
+mod network;
 mod signals;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::local_api::types::{Request, Status};
 use crate::state_dir::StateDir;
 use children::{Children, Ended};
 use launch::User;
+use network::{Network, Private};
 use signals::Signals;
 
 /// The wrapper failed itself, and the program did not run or was cut off: as `docker run` and `env` say it.
@@ -43,7 +45,9 @@ const NODE_STOPS: Duration = Duration::from_secs(20);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The program starts when packets are let through as policy says, and not at all when that takes longer than --wait. It runs in the network namespace that warren runs in, in a process group of its own, without capabilities, and without any WARREN_ variable. Programs of the same user may read what this user may read: give --user where the node runs as root, so that its keys stay its own.
+The program starts when packets are let through as policy says, and not at all when that takes longer than --wait. It runs in a process group of its own, without capabilities, and without any WARREN_ variable. Programs of the same user may read what this user may read: give --user where the node runs as root, so that its keys stay its own.
+
+With --network private the program gets a network namespace of its own that only the overlay leads out of: it reaches no other network, and nothing but the overlay reaches it. The tunnel's UDP port and the control link stay where warren was started. It takes CAP_SYS_ADMIN.
 
 SIGTERM goes to the program's group; a second one, or --grace, kills it. What the program leaves running is ended with it; then the node says goodbye. Should the node end first, the program is ended, too.
 
@@ -52,6 +56,7 @@ Exit code: the program's; 128+n when signal n ended it; 125 when warren itself f
 Examples:
   warren run -- nginx -g 'daemon off;'
   warren run --identity shop/web-frontend --user 1000:1000 -- ./server
+  warren run --network private -- ./server
   warren run --token-file /run/secrets/warren --wait 60s -- ./server
   warren run --attestor cluster-a --evidence-file /var/run/secrets/warren/token --root /etc/warren/root.pem -- ./server")]
 pub(super) struct Arguments {
@@ -72,6 +77,9 @@ pub(super) struct Arguments {
     /// Run the program as this user and group, by number: UID or UID:GID.
     #[arg(long, value_name = "UID[:GID]")]
     user: Option<User>,
+    /// The network namespace that the program runs in.
+    #[arg(long, value_enum, default_value_t = Network::Host)]
+    network: Network,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -97,6 +105,7 @@ struct Supervisor<'a> {
     signals: Signals,
     children: Children,
     node: Option<Pid>,
+    private: Option<Private>,
 }
 
 fn failed(what: &str) -> impl FnOnce(std::io::Error) -> Failure {
@@ -113,14 +122,26 @@ impl<'a> Supervisor<'a> {
         }
         let program = std::env::current_exe().map_err(failed("this program's own file cannot be found"))?;
         let (socket, state_dir) = (config.socket, config.state_dir);
-        Ok(Self { arguments, context, program, socket, state_dir, signals, children: Children::new(), node: None })
+        let private = match arguments.network {
+            Network::Host => None,
+            Network::Private => Some(Private::new()?),
+        };
+        let children = Children::new();
+        Ok(Self { arguments, context, program, socket, state_dir, signals, children, node: None, private })
     }
 
     async fn run(&mut self) -> Outcome {
         if let Some(exit) = self.enrol().await? {
             return Ok(exit);
         }
-        self.node = Some(self.spawn(&["up", "--until-parent-ends", &std::process::id().to_string()])?);
+        let mut up = self.command(&["up", "--until-parent-ends", &std::process::id().to_string()]);
+        if let Some(private) = &self.private {
+            network::hand_to(
+                &mut up,
+                private.descriptor().map_err(failed("the network namespace cannot be handed on"))?,
+            );
+        }
+        self.node = Some(start(&mut up).map_err(failed("the node cannot be started"))?);
         if let Some(exit) = self.ready().await? {
             return Ok(exit);
         }
@@ -129,7 +150,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// One of our own commands as a child that a person's Ctrl-C does not reach. What it says goes to stderr.
-    fn spawn(&self, arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<Pid, Failure> {
+    fn command(&self, arguments: &[impl AsRef<std::ffi::OsStr>]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).stdin(Stdio::null()).process_group(0);
         command.stdout(Stdio::from(std::io::stderr()));
@@ -141,7 +162,7 @@ impl<'a> Supervisor<'a> {
         if let Some(identity) = &self.arguments.identity {
             command.env("WARREN_WORKLOAD", identity.to_string());
         }
-        start(&mut command).map_err(failed("the node cannot be started"))
+        command
     }
 
     /// How this host is to enrol, as arguments of `warren enrol`; empty when nothing says so.
@@ -175,7 +196,7 @@ impl<'a> Supervisor<'a> {
             return Ok(None);
         }
         let arguments: Vec<_> = std::iter::once("enrol".as_ref()).chain(by).collect();
-        let enrolling = self.spawn(&arguments)?;
+        let enrolling = start(&mut self.command(&arguments)).map_err(failed("the enrolment cannot be started"))?;
         let deadline = Instant::now() + self.arguments.wait;
         loop {
             tokio::select! {
@@ -248,7 +269,11 @@ impl<'a> Supervisor<'a> {
             command.env_remove(name);
         }
         self.warn_of_shared_secrets();
-        let group = start(&mut command).map_err(failed("the program cannot be started"))?;
+        let started = match &self.private {
+            Some(private) => private.start(command),
+            None => start(&mut command),
+        };
+        let group = started.map_err(failed("the program cannot be started"))?;
         let stdin = std::io::stdin();
         if stdin.is_terminal() && tcgetpgrp(&stdin).is_ok_and(|foreground| foreground == getpgrp()) {
             // It may have asked for input before it had the terminal, and have been stopped for it.
@@ -388,9 +413,11 @@ fn start(command: &mut Command) -> std::io::Result<Pid> {
     id.ok_or_else(|| std::io::Error::other("the child has no process id"))
 }
 
-/// Where this process sees its children, if the kernel says.
-fn children_file() -> PathBuf {
-    Path::new("/proc/self/task").join(getpid().as_raw_nonzero().to_string()).join("children")
+/// The ids of this process's children, if the kernel says. It keeps them by thread: orphans are the first one's, the program of
+/// a private network is that of the thread that started it.
+fn children_of_all_threads() -> String {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok()).collect()
 }
 
 #[cfg(test)]

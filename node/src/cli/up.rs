@@ -1,9 +1,11 @@
 //! `warren up`: the node daemon, in the foreground.
 
+use std::path::PathBuf;
+
 use super::run::launch::end_with;
 use super::{Context, Exit, Failure, Outcome, config};
 use crate::daemon::reload::Reread;
-use crate::{daemon, telemetry};
+use crate::{daemon, telemetry, underlay};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -19,6 +21,10 @@ pub(super) struct Arguments {
     /// Stop when the process that started this one ends, as under `warren run`.
     #[arg(long, hide = true, value_name = "PID")]
     until_parent_ends: Option<u32>,
+    /// Put the TUN device, addresses and routes into this network namespace (/run/netns/NAME); the UDP port and the control
+    /// link stay in the one that warren is started in.
+    #[arg(long, value_name = "FILE")]
+    network_namespace: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
@@ -28,6 +34,12 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
         })?;
     }
     let config = config::load(context)?.config;
+    if let Some(namespace) = &arguments.network_namespace {
+        // Before the first thread: all of them are where this one is.
+        underlay::stay_behind(namespace).map_err(|error| {
+            Failure::new(Exit::Failed, "--network-namespace: the overlay cannot be there").cause(&error)
+        })?;
+    }
     let level = telemetry::init(&config.log);
     let file = context.config.clone();
     let reread: Reread = Box::new(move || {

@@ -1,19 +1,20 @@
 //! One QUIC connection to a coordinator, and frames on its streams.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use prost::Message;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt};
 use tokio::time::timeout;
 use warren_proto::codec::{self, FrameDecoder};
 use warren_proto::possession;
 use warren_proto::reason::{Reason, Refusal};
 
 use super::tls::ClientTls;
+use crate::underlay;
 
 /// How long one address may take to answer the handshake.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -100,7 +101,7 @@ async fn dial(
     client: &quinn::ClientConfig,
     server_name: &str,
 ) -> Result<(quinn::Connection, Endpoint), String> {
-    let resolved = timeout(CONNECT, tokio::net::lookup_host(address))
+    let resolved = timeout(CONNECT, underlay::resolve(address))
         .await
         .map_err(|_| "its name was not resolved in time".to_owned())?
         .map_err(|error| format!("its name does not resolve: {error}"))?;
@@ -123,7 +124,9 @@ async fn dial_one(
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let endpoint = Endpoint::client((any, 0).into()).map_err(|error| format!("no UDP socket: {error}"))?;
+    let no_socket = |error: std::io::Error| format!("no UDP socket: {error}");
+    let socket = underlay::run(move || UdpSocket::bind((any, 0))).map_err(no_socket)?.map_err(no_socket)?;
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(no_socket)?;
     let connecting = endpoint.connect_with(client.clone(), target, server_name).map_err(|error| error.to_string())?;
     match timeout(CONNECT, connecting).await {
         Ok(Ok(connection)) => Ok((connection, endpoint)),

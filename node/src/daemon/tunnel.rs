@@ -26,6 +26,7 @@ use crate::mesh::MeshHandle;
 use crate::mesh_view::MeshView;
 use crate::placement::Placement;
 use crate::stop::Stop;
+use crate::underlay;
 
 /// How long a device that could not be made anew is left before the next try.
 const REMAKE_INTERVAL: Duration = Duration::from_millis(500);
@@ -116,7 +117,7 @@ pub fn claim(config: &config::Tunnel) -> Result<Claimed, Refusal> {
     let host = Host::claim().map_err(|error| refused("this network namespace cannot be claimed", &error))?;
     let offloads = Offloads::new(config.offload);
     let tun = tun::open(&config.device, workers, &offloads).map_err(|error| refused("tunnel.device", &error))?;
-    let udp = udp::bind(config.port, workers, &offloads).map_err(|error| refused("tunnel.port", &error))?;
+    let udp = bind(config.port, workers, &offloads).map_err(|error| refused("tunnel.port", &error))?;
     let facts = TunnelFacts {
         device: tun.name.clone(),
         port: udp.port,
@@ -133,6 +134,13 @@ pub fn claim(config: &config::Tunnel) -> Result<Claimed, Refusal> {
         info!("offload {}: {}", state.name, state.detail);
     }
     Ok(Claimed { host, tun, udp, facts })
+}
+
+/// The tunnel's UDP sockets, in the network that carries it.
+fn bind(port: u16, workers: usize, offloads: &Arc<Offloads>) -> Result<udp::UdpSockets, String> {
+    let offloads = Arc::clone(offloads);
+    let bound = underlay::run(move || udp::bind(port, workers, &offloads)).map_err(|error| error.to_string())?;
+    bound.map_err(|error| error.to_string())
 }
 
 /// What the task speaks to.
@@ -256,7 +264,7 @@ async fn make_anew(
         let again = facts.clone();
         let opened = blocking(move || {
             let tun = tun::open(&again.device, again.workers, &again.offloads).map_err(|error| error.to_string())?;
-            let udp = udp::bind(again.port, again.workers, &again.offloads).map_err(|error| error.to_string())?;
+            let udp = bind(again.port, again.workers, &again.offloads)?;
             Ok::<_, String>((tun, udp))
         });
         match opened.await? {

@@ -122,7 +122,8 @@ impl Syscalls for Kernel {
             (AddressFamily::INET6, anywhere, libc::IPPROTO_IPV6, libc::IPV6_MTU)
         };
         // The kernel tells it of connected sockets only; connecting a UDP socket looks the route up and sends nothing.
-        let socket = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        let made = move || rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        let socket = crate::underlay::run(made).map_err(|_| Errno::AGAIN)??;
         rustix::net::bind(&socket, &anywhere)?;
         rustix::net::connect(&socket, &to)?;
         let mut value: libc::c_int = 0;

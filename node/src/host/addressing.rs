@@ -29,6 +29,8 @@ const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
 const IFF_UP: u32 = 1;
+/// The index of the loopback device in every namespace.
+const LOOPBACK: u32 = 1;
 
 /// Packets that wait in each queue of the TUN device for the worker. What is beyond them the kernel drops, and counts as
 /// TX drops of the device. A TUN takes a packet off its sender's account the moment it is queued, so that a TCP
@@ -161,6 +163,11 @@ impl Addressing {
             }
         })?;
         found.ok_or(KernelError { errno: libc::ENODEV, request: 0, text: String::new() })
+    }
+
+    /// Brings the loopback device up, which is down in a new namespace.
+    pub(super) fn bring_up_loopback(&mut self) -> Result<(), KernelError> {
+        self.0.call(Request::new(RTM_NEWLINK, 0, &link_header(LOOPBACK, IFF_UP, IFF_UP))).map(drop)
     }
 
     /// Sets the device's MTU and brings it up. The kernel is told to give it no link-local address: a TUN has no

@@ -42,7 +42,7 @@ impl Children {
     /// Every child there is, but for `node`.
     #[allow(clippy::unused_self, reason = "asks about the same children")]
     pub(super) fn living(&self, node: Option<Pid>) -> Vec<Pid> {
-        let text = std::fs::read_to_string(super::children_file()).unwrap_or_default();
+        let text = super::children_of_all_threads();
         let all = text.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?));
         all.filter(|pid| Some(*pid) != node).collect()
     }
