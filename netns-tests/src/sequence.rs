@@ -1,22 +1,30 @@
-//! A load that notices when a flow overtakes itself: datagrams with consecutive numbers, sent and sent back, and both
-//! ends look at the numbers they get.
+//! A load that notices when a flow overtakes itself or loses something: datagrams with consecutive numbers, sent and sent
+//! back, and both ends look at the numbers they get.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
 use crate::host::Host;
+use crate::processes::eventually;
 
 /// Datagrams sent one after the other, as fast as the host takes them.
 const BURST: u64 = 24;
 /// Between two bursts: a load that every machine carries, a few thousand datagrams a second.
 const PAUSE: Duration = Duration::from_millis(8);
 const LENGTH: usize = 600;
+/// So many may be on their way there and back: what every socket's buffer holds, so that a program that does not get the
+/// processor for a while loses nothing.
+const WINDOW: u64 = 96;
+/// Without an answer for so long, more is sent all the same: it was lost.
+const GIVE_UP: Duration = Duration::from_millis(500);
+/// How long what is on its way may take to come back.
+const LAST_ONES: Duration = Duration::from_secs(10);
 
 /// What one end has seen of the numbers that come to it.
 #[derive(Debug, Default)]
@@ -65,6 +73,7 @@ pub struct Sequence {
     /// At the caller: what was sent back.
     pub back: Arc<Seen>,
     sent: Arc<AtomicU64>,
+    rests: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -85,6 +94,7 @@ impl Sequence {
             there: Arc::default(),
             back: Arc::default(),
             sent: Arc::default(),
+            rests: Arc::default(),
             stop: Arc::default(),
             threads: Vec::new(),
         };
@@ -96,19 +106,9 @@ impl Sequence {
                 let _ = service.send_to(datagram, from);
             });
         }));
-        let (sent, stop) = (Arc::clone(&load.sent), Arc::clone(&load.stop));
-        load.threads.push(std::thread::spawn(move || {
-            let mut datagram = [7; LENGTH];
-            while !stop.load(Ordering::Relaxed) {
-                for _ in 0..BURST {
-                    let number = sent.fetch_add(1, Ordering::Relaxed) + 1;
-                    datagram[..8].copy_from_slice(&number.to_be_bytes());
-                    // While the host has no address, nothing leaves; that is a loss like any other.
-                    let _ = socket.send(&datagram);
-                }
-                std::thread::sleep(PAUSE);
-            }
-        }));
+        let (sent, back) = (Arc::clone(&load.sent), Arc::clone(&load.back));
+        let (rests, stop) = (Arc::clone(&load.rests), Arc::clone(&load.stop));
+        load.threads.push(std::thread::spawn(move || send(&socket, &sent, &back, &rests, &stop)));
         Ok(load)
     }
 
@@ -131,6 +131,27 @@ impl Sequence {
         [self.there.received(), self.back.received()]
     }
 
+    /// Sends nothing until [`Self::resume`], and waits until everything has come back. Answers with how many were lost on the
+    /// way there, and on the way there and back.
+    pub fn rest(&self) -> Result<[u64; 2]> {
+        self.rests.store(true, Ordering::Relaxed);
+        let lost = || {
+            let (sent, [there, back]) = (self.sent(), self.received());
+            [sent.saturating_sub(there), sent.saturating_sub(back)]
+        };
+        // The burst that was under way is sent to its end.
+        std::thread::sleep(4 * PAUSE);
+        if eventually("everything has come back", LAST_ONES, || Ok(lost() == [0, 0])).is_err() {
+            return Ok(lost());
+        }
+        Ok([0, 0])
+    }
+
+    /// Goes on after [`Self::rest`].
+    pub fn resume(&self) {
+        self.rests.store(false, Ordering::Relaxed);
+    }
+
     /// Ends it.
     pub fn end(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
@@ -141,6 +162,25 @@ impl Sequence {
 impl Drop for Sequence {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn send(socket: &UdpSocket, sent: &AtomicU64, back: &Seen, rests: &AtomicBool, stop: &AtomicBool) {
+    let mut datagram = [7; LENGTH];
+    let mut last = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let under_way = sent.load(Ordering::Relaxed) - back.newest.load(Ordering::Relaxed);
+        let room = under_way + BURST <= WINDOW || last.elapsed() >= GIVE_UP;
+        if room && !rests.load(Ordering::Relaxed) {
+            for _ in 0..BURST {
+                let number = sent.fetch_add(1, Ordering::Relaxed) + 1;
+                datagram[..8].copy_from_slice(&number.to_be_bytes());
+                // While the host has no address, nothing leaves; that is a loss like any other.
+                let _ = socket.send(&datagram);
+            }
+            last = Instant::now();
+        }
+        std::thread::sleep(PAUSE);
     }
 }
 

@@ -14,6 +14,7 @@ mod administer;
 mod attestation;
 mod change;
 mod clocks;
+mod clones;
 mod control;
 mod enrol;
 mod fairness;
@@ -29,8 +30,10 @@ mod order;
 mod outage;
 mod path_mtu;
 mod plain_peers;
+mod private_network;
 mod revocations;
 mod roots;
+mod rotation;
 mod run;
 mod spoofing;
 mod strangers;
@@ -52,6 +55,7 @@ pub(crate) fn all() -> Vec<Trial> {
         guard::trials(),
         change::trials(),
         clocks::trials(),
+        clones::trials(),
         control::trials(),
         outage::trials(),
         path_mtu::trials(),
@@ -60,8 +64,10 @@ pub(crate) fn all() -> Vec<Trial> {
         fairness::trials(),
         figures::trials(),
         forged::trials(),
+        private_network::trials(),
         revocations::trials(),
         roots::trials(),
+        rotation::trials(),
         offloads::trials(),
         operate::trials(),
         order::trials(),

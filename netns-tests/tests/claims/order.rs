@@ -115,14 +115,14 @@ fn keeps_order(callers: u16, called: u16) -> Result<()> {
 }
 
 /// Numbers through one TCP connection, each sent when the one before has come back.
-struct Stream {
+pub(super) struct Stream {
     stop: Arc<AtomicBool>,
     echoed: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<Result<()>>,
 }
 
 impl Stream {
-    fn start(from: &Node, to: SocketAddr) -> Result<Self> {
+    pub(super) fn start(from: &Node, to: SocketAddr) -> Result<Self> {
         let mut stream = from.host.connect(to, ANSWER)?;
         stream.set_read_timeout(Some(IN_FORCE))?;
         stream.write_all(KEEP_OPEN)?;
@@ -148,7 +148,8 @@ impl Stream {
         Ok(Self { stop, echoed, thread })
     }
 
-    fn end(self) -> Result<u64> {
+    /// How many came back. An error when one did not, or came back as another.
+    pub(super) fn end(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow::anyhow!("the stream failed"))??;
         Ok(self.echoed.load(Ordering::Relaxed))

@@ -28,8 +28,9 @@ use crate::stop::Stop;
 
 /// At least so long between two looks at what is due.
 pub(super) const SHORTEST: Duration = Duration::from_secs(1);
-/// Never longer, so that a clock that was set is noticed.
-pub(super) const LONGEST: Duration = Duration::from_secs(60);
+/// Never longer, so that a clock that was set, or a machine that slept, is noticed: a short-lived certificate has not much
+/// more time than this after the moment it is due.
+pub(super) const LONGEST: Duration = Duration::from_secs(5);
 /// So long a node that has an instance waits for the first certificate of another before it says that it is ready.
 const PATIENCE: Duration = Duration::from_secs(15);
 
