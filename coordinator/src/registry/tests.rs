@@ -17,6 +17,7 @@ use crate::state::records::{Instance, MeshSettings};
 use crate::store::{Options, Seams, SledStore};
 
 mod attestation;
+mod figures;
 mod peers;
 mod policy;
 mod roots;
@@ -59,11 +60,15 @@ fn parameters() -> CaParameters {
 
 impl Mesh {
     async fn new() -> Self {
+        Self::new_with(settings()).await
+    }
+
+    async fn new_with(settings: MeshSettings) -> Self {
         let directory = tempfile::tempdir().expect("directory");
         let authority = Authority::init(&directory.path().join("ca"), &parameters(), START).expect("ca");
         let store = SledStore::create(options(&directory), Seams::default()).expect("store");
         let mesh = Self::over(directory, store, authority, START).await;
-        mesh.registry.create_mesh(&Caller::new("test"), settings()).await.expect("mesh");
+        mesh.registry.create_mesh(&Caller::new("test"), settings).await.expect("mesh");
         mesh
     }
 

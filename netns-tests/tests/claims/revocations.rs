@@ -25,7 +25,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         claim("revocations::each_kind_cuts_a_live_flow_is_acknowledged_and_lets_nothing_in_again", each_kind),
         claim("revocations::a_node_that_was_away_hears_of_it_before_it_lets_anybody_in", replayed),
-        claim("revocations::measure_the_time_until_a_revocation_has_cut", measure).with_ignored_flag(true),
+        claim("revocations::measure_the_time_until_a_revocation_has_cut_among_3_nodes", || measure(3))
+            .with_ignored_flag(true),
+        claim("revocations::measure_the_time_until_a_revocation_has_cut_among_100_nodes", || measure(100))
+            .with_ignored_flag(true),
     ]
 }
 
@@ -169,14 +172,16 @@ fn replayed() -> Result<()> {
 }
 
 /// From the start of the administrator's command until the service's own socket is dead: the command's start, the commit,
-/// the push, the cut. Prints the distribution; says nothing of what it ought to be.
+/// the push, the cut; and until every node has acknowledged, which the command waits for. `nodes` are connected each time.
+/// Prints the distributions; says nothing of what they ought to be.
 #[allow(clippy::print_stderr, reason = "the figures are what it is run for")]
-fn measure() -> Result<()> {
+fn measure(nodes: usize) -> Result<()> {
     let mut mesh = Mesh::new(&[])?;
     mesh.try_apply(POLICY, &[])?.expect(0)?;
     let bank = mesh.node("bank-1", BANK)?;
     let listener = listen(&bank)?;
-    let mut times = Vec::with_capacity(MEASURED);
+    let others = (2..nodes).map(|number| mesh.node(&format!("o{number}"), WEB)).collect::<Result<Vec<_>>>()?;
+    let (mut cuts, mut acknowledgements) = (Vec::with_capacity(MEASURED), Vec::with_capacity(MEASURED));
     for number in 0..MEASURED {
         let mut web = mesh.node(&format!("w{number}"), WEB)?;
         let (_caller, mut service) = connection(&web, &bank, &listener)?;
@@ -185,12 +190,23 @@ fn measure() -> Result<()> {
         let begun = Instant::now();
         let cut =
             std::thread::spawn(move || wait_for_cut(&mut service, Duration::from_secs(20)).map(|()| Instant::now()));
-        mesh.coordinator.say(&["revocation", "create", "--instance", &instance, "--yes"])?.expect(0)?;
-        times.push(cut.join().ok().context("the waiting thread")??.duration_since(begun));
+        mesh.coordinator
+            .say(&["revocation", "create", "--instance", &instance, "--yes", "--wait", "30s"])?
+            .expect(0)?;
+        acknowledgements.push(begun.elapsed());
+        cuts.push(cut.join().ok().context("the waiting thread")??.duration_since(begun));
         web.stop()?;
     }
-    times.sort();
-    let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
-    eprintln!("cut after the command began, {MEASURED} revocations: p50 {:?}, p99 {:?}", at(50), at(99));
+    for (what, times) in [("the service's socket is dead", &mut cuts), ("all have acknowledged", &mut acknowledgements)]
+    {
+        times.sort();
+        let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
+        let connected = others.len() + 2;
+        eprintln!(
+            "{connected} nodes, {MEASURED} revocations; {what} after the command began: p50 {:?}, p99 {:?}",
+            at(50),
+            at(99)
+        );
+    }
     Ok(())
 }
