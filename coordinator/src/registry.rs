@@ -34,16 +34,14 @@ use crate::clock::WallClock;
 use crate::state::{self, State, Touched};
 use crate::store::{Commit, CommitId, Outcome, Read, Revision, Store, StoreError, WatchEnd};
 
-pub(crate) use admin_tokens::deletable_admin_token;
+pub(crate) use attestation::attestor_named;
 pub use attestation::{NewRegistration, planned_registration};
-pub(crate) use attestation::{attestor_named, deletable_attestor};
 pub use instances::TunnelRequest;
-pub(crate) use instances::forgettable_instance;
 pub use mesh::{read_settings, read_trust};
 pub use nodes::{EnrolledNode, Enrolment, Evidence, RENEWAL_GRACE};
 pub(crate) use nodes::{admitted_node, node_with_workloads};
 pub use peers::NewPeer;
-pub(crate) use peers::{check_new_peer, registered_peer};
+pub(crate) use peers::registered_peer;
 pub use policy::{Applied, PolicyRefused, Submission};
 pub use revocation::Revoke;
 pub(crate) use roots::Rotate;
@@ -66,13 +64,15 @@ pub struct Caller {
     pub why: String,
     /// A command repeated under the same id is done once.
     pub request: CommitId,
+    /// Only asks: the command goes its whole way up to the commit, and answers as if it had been done.
+    pub dry_run: bool,
 }
 
 impl Caller {
     /// A caller without words, under a fresh id.
     #[must_use]
     pub fn new(who: impl Into<String>) -> Self {
-        Self { who: who.into(), why: String::new(), request: CommitId::random() }
+        Self { who: who.into(), why: String::new(), request: CommitId::random(), dry_run: false }
     }
 
     /// The coordinator itself, in its periodic work.
@@ -99,6 +99,7 @@ pub struct Registry {
     notices: broadcast::Sender<Arc<Touched>>,
     writer: Mutex<Chain>,
     failure: watch::Sender<Option<String>>,
+    judging: policy::Places,
 }
 
 impl fmt::Debug for Registry {
@@ -130,6 +131,7 @@ impl Registry {
             notices: broadcast::Sender::new(NOTICES),
             writer: Mutex::new(chain),
             failure: watch::Sender::new(None),
+            judging: policy::Places::default(),
             authority: ArcSwap::from_pointee(authority),
             authority_change: std::sync::Mutex::default(),
             authority_moved: watch::Sender::new(0),
@@ -288,7 +290,8 @@ impl Registry {
         self.failure.send_replace(Some(why));
     }
 
-    /// Plans a change on the picture as it is, commits it with its audit row, and waits until it is visible.
+    /// Plans a change on the picture as it is, commits it with its audit row, and waits until it is visible. For a caller who
+    /// only asks it ends before the commit.
     ///
     /// `plan` may run several times: when another coordinator changed what it had read, it is asked again.
     pub(crate) async fn change<T>(
@@ -303,6 +306,9 @@ impl Registry {
                 Plan::Answer(answer) => return Ok(answer),
                 Plan::Commit { transaction, entry, answer } => (transaction, entry, answer),
             };
+            if caller.dry_run {
+                return Ok(answer);
+            }
             let Transaction { mut compares, mut writes } = transaction;
             let appended = chain.append([entry.draft(caller, now)]);
             compares.extend(appended.compares);
@@ -351,6 +357,13 @@ impl Registry {
             }
         }
         Ok(())
+    }
+
+    /// Takes every place for those who only ask what a policy would do.
+    #[cfg(test)]
+    pub(crate) fn hold_checks(&self) -> tokio::sync::OwnedSemaphorePermit {
+        let checks = Arc::clone(&self.judging.checks);
+        checks.try_acquire_many_owned(policy::CHECKS as u32).expect("nobody asks")
     }
 
     async fn wait_for(&self, revision: Revision) -> Result<(), Refusal> {

@@ -538,7 +538,7 @@ fn parse(text: &str, place: &str, environment: impl Fn(&str) -> Option<OsString>
     let document = if empty {
         Document::default()
     } else {
-        serde_saphyr::from_str(text).map_err(|error| unreadable(&error, place))?
+        serde_saphyr::from_str(text).map_err(|error| unreadable(&error, text, place))?
     };
     let mut config = Config::default();
     let mut origins = Vec::with_capacity(KEYS.len());
@@ -584,8 +584,9 @@ fn line_of(text: &str, place: &str, key: &str) -> String {
     place.to_owned()
 }
 
-fn unreadable(error: &serde_saphyr::Error, place: &str) -> ConfigError {
+fn unreadable(error: &serde_saphyr::Error, text: &str, place: &str) -> ConfigError {
     let error = error.without_snippet();
+    let key = error.location().and_then(|location| key_above(text, usize::try_from(location.line()).ok()?));
     let place = match error.location().filter(|location| location.line() > 0) {
         Some(location) => format!("{place}:{}:{}", location.line(), location.column()),
         None => place.to_owned(),
@@ -599,8 +600,26 @@ fn unreadable(error: &serde_saphyr::Error, place: &str) -> ConfigError {
             hint: nearest.map(|word| format!("did you mean {word:?}?")),
         };
     }
-    let text = error.to_string();
-    ConfigError { place, what: text.lines().next().unwrap_or_default().to_owned(), hint: None }
+    let said = error.to_string();
+    let said = said.lines().next().unwrap_or_default();
+    let what =
+        key.map_or_else(|| said.to_owned(), |key| format!("{}: {said}; expected {}", key.name, key.form.words()));
+    ConfigError { place, what, hint: None }
+}
+
+/// The key that the `line`, counted from 1, is part of the value of.
+fn key_above(text: &str, line: usize) -> Option<&'static Key> {
+    let (mut section, mut found) = ("", None);
+    for line in text.lines().take(line) {
+        let Some((word, _)) = line.split_once(':') else { continue };
+        let inside = line.starts_with(' ');
+        let name = if inside { format!("{section}.{}", word.trim_start()) } else { word.to_owned() };
+        if !inside && !line.starts_with(['#', '-']) {
+            (section, found) = (word, None);
+        }
+        found = KEYS.iter().find(|key| key.name == name).or(found);
+    }
+    found
 }
 
 /// The known word that `word` was probably meant to be.

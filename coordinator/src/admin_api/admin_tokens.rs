@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use warren_proto::admin::{AdminTokenList, Claim, CreatedAdminToken, Deleted, NewAdminToken, Role, Versioned};
+use warren_proto::admin::{
+    AdminTokenList, Claim, CreatedAdminToken, Credential, Deleted, NewAdminToken, Role, Versioned,
+};
 use warren_proto::reason::{Reason, Refusal};
 
 use super::auth::{FirstRun, mint};
 use super::problem::ApiError;
 use super::request::{Answer, Body, Change, ChangeQuery, Named, Paging, Params};
 use super::{Api, Authorized, CaAdmin, view};
-use crate::registry::deletable_admin_token;
 use crate::state::records::AdminToken;
 
 /// The longest life of an administrator's token.
@@ -51,11 +52,8 @@ pub(super) async fn create(
         let (token, credential) =
             mint(new.name.clone(), new.role, lifetime(&new)?, api.registry().now(), caller.who.clone());
         let token = AdminToken { namespaces: namespaces(&new)?, ..token };
-        if change.dry_run {
-            return Ok(CreatedAdminToken { token: view::admin_token(&token), secret: None });
-        }
         let stored = api.registry().create_admin_token(&caller, token, None).await?;
-        Ok(CreatedAdminToken { token: view::admin_token(&stored), secret: Some(credential.expose().to_string()) })
+        Ok(CreatedAdminToken { token: view::admin_token(&stored), secret: secret(&credential, &change) })
     };
     let created = api.0.once.run(administrator.token_id(), &change, &new, work).await?;
     Ok(Answer::created(created, &change))
@@ -72,11 +70,7 @@ pub(super) async fn delete(
     change: Change,
 ) -> Result<Answer<Deleted>, ApiError> {
     administrator.may_change_mesh()?;
-    if change.dry_run {
-        deletable_admin_token(&api.registry().state(), &id, api.registry().now())?;
-    } else {
-        api.registry().delete_admin_token(&administrator.caller(&change), &id, change.expected()).await?;
-    }
+    api.registry().delete_admin_token(&administrator.caller(&change), &id, change.expected()).await?;
     Ok(Answer::ok(Deleted { id, committed: !change.dry_run }))
 }
 
@@ -93,12 +87,14 @@ pub(super) async fn claim(
     let caller = first_run.caller(&change);
     let (token, credential) =
         mint(claim.name, Role::CaAdmin, CLAIMED_LIFETIME, api.registry().now(), caller.who.clone());
-    if change.dry_run {
-        return Ok(Answer::created(CreatedAdminToken { token: view::admin_token(&token), secret: None }, &change));
-    }
     let stored = api.registry().create_admin_token(&caller, token, Some(first_run.token_id())).await?;
-    let secret = Some(credential.expose().to_string());
+    let secret = secret(&credential, &change);
     Ok(Answer::created(CreatedAdminToken { token: view::admin_token(&stored), secret }, &change))
+}
+
+/// What is shown once; of a token that was not made, nothing.
+fn secret(credential: &Credential, change: &Change) -> Option<String> {
+    (!change.dry_run).then(|| credential.expose().to_string())
 }
 
 fn lifetime(new: &NewAdminToken) -> Result<Duration, Refusal> {

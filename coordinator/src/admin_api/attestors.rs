@@ -7,8 +7,6 @@ use warren_proto::reason::{Reason, Refusal};
 use super::problem::ApiError;
 use super::request::{Answer, Body, Change, ChangeQuery, Named, Paging, Params};
 use super::{Api, Authorized, CaAdmin, Viewer, view};
-use crate::registry::deletable_attestor;
-use crate::state::records;
 
 /// Every attestor.
 #[utoipa::path(get, path = "/attestors", tag = "attestation", params(Paging), security(("token" = [])),
@@ -51,15 +49,14 @@ pub(super) async fn set(
     Body(new): Body<NewAttestor>,
 ) -> Result<Answer<Attestor>, ApiError> {
     admin.may_change_mesh()?;
-    if change.dry_run {
-        let state = api.registry().state();
-        let planned = api.registry().planned_attestor(&state, &name, &new.settings, &new.note)?;
-        let planned = records::Attestor { changed_by: admin.caller(&change).who, ..planned };
-        return Ok(Answer::ok(view::attestor(&state, &planned)));
-    }
     let caller = admin.caller(&change);
     let set = api.registry().set_attestor(&caller, &name, &new.settings, &new.note, change.expected()).await?;
-    Ok(Answer::ok(view::attestor(&api.registry().state(), &set)).tagged(set.modified.0))
+    let state = api.registry().state();
+    let answer = Answer::ok(view::attestor(&state, &set));
+    Ok(match state.attestors.get(&name).filter(|_| !change.dry_run) {
+        Some(stored) => answer.tagged(stored.modified.0),
+        None => answer,
+    })
 }
 
 /// Deletes an attestor that no registration rests on. Nodes that enrolled by it stay.
@@ -72,10 +69,6 @@ pub(super) async fn delete(
     change: Change,
 ) -> Result<Answer<Deleted>, ApiError> {
     admin.may_change_mesh()?;
-    if change.dry_run {
-        deletable_attestor(&api.registry().state(), &name)?;
-    } else {
-        api.registry().delete_attestor(&admin.caller(&change), &name, change.expected()).await?;
-    }
+    api.registry().delete_attestor(&admin.caller(&change), &name, change.expected()).await?;
     Ok(Answer::ok(Deleted { id: name, committed: !change.dry_run }))
 }

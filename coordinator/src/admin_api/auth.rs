@@ -79,6 +79,7 @@ impl<R> Authorized<R> {
             who: format!("admin:{}", self.token.name),
             why: change.why.clone(),
             request: change.commit_id(&self.token.id),
+            dry_run: change.dry_run,
         }
     }
 
@@ -137,8 +138,8 @@ impl FirstRun {
 
     /// The caller as a command takes it.
     pub(super) fn caller(&self, change: &Change) -> Caller {
-        let why = change.why.clone();
-        Caller { who: format!("admin:{}", self.token.name), why, request: change.commit_id(&self.token.id) }
+        let (who, why) = (format!("admin:{}", self.token.name), change.why.clone());
+        Caller { who, why, request: change.commit_id(&self.token.id), dry_run: change.dry_run }
     }
 }
 

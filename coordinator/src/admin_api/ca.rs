@@ -37,7 +37,7 @@ pub(super) async fn rotate(
         not_ready(state, api.links(), roots, now)
     };
     let rotate = Rotate { step, force, missing: &missing };
-    api.registry().rotate(&admin.caller(&change), rotate, change.dry_run).await?;
+    api.registry().rotate(&admin.caller(&change), rotate).await?;
     Ok(Answer::ok(status(&api)))
 }
 

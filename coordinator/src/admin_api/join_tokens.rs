@@ -35,21 +35,6 @@ pub(super) async fn create(
     Body(new): Body<NewJoinToken>,
 ) -> Result<Answer<CreatedJoinToken>, ApiError> {
     operator.may_change(&new.workloads)?;
-    if change.dry_run {
-        let now = api.registry().now();
-        let token = JoinToken {
-            id: String::new(),
-            workloads: new.workloads,
-            uses: new.uses,
-            used: 0,
-            created_at: now.into(),
-            expires_at: now.plus(Duration::from_secs(new.lifetime_seconds)).into(),
-            created_by: operator.caller(&change).who,
-            note: new.note,
-            state: "valid".to_owned(),
-        };
-        return Ok(Answer::created(CreatedJoinToken { token, secret: None }, &change));
-    }
     let work = async {
         let wanted = registry::NewJoinToken {
             lifetime: Duration::from_secs(new.lifetime_seconds),
@@ -59,6 +44,9 @@ pub(super) async fn create(
         };
         let (token, secret) = api.registry().create_join_token(&operator.caller(&change), wanted).await?;
         let token = view::join_token(&token, api.registry().now());
+        if change.dry_run {
+            return Ok(CreatedJoinToken { token: JoinToken { id: String::new(), ..token }, secret: None });
+        }
         Ok(CreatedJoinToken { token, secret: Some(secret.to_string()) })
     };
     let created = api.0.once.run(operator.token_id(), &change, &new, work).await?;
@@ -79,8 +67,6 @@ pub(super) async fn delete(
     let state = api.registry().state();
     let token = state.tokens.get(&key).ok_or_else(unknown)?;
     operator.may_change(&token.workloads)?;
-    if !change.dry_run {
-        api.registry().delete_join_token(&operator.caller(&change), key, change.expected()).await?;
-    }
+    api.registry().delete_join_token(&operator.caller(&change), key, change.expected()).await?;
     Ok(Answer::ok(Deleted { id, committed: !change.dry_run }))
 }

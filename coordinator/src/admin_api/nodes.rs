@@ -8,7 +8,7 @@ use warren_proto::{InstanceId, NodeId};
 use super::problem::ApiError;
 use super::request::{Answer, Body, Change, ChangeQuery, Named, Paging, Params};
 use super::{Api, Authorized, Operator, Viewer, view};
-use crate::registry::{forgettable_instance, node_with_workloads};
+use crate::registry::node_with_workloads;
 
 /// Every node, revoked ones too until they are forgotten.
 #[utoipa::path(get, path = "/nodes", tag = "nodes", params(Paging), security(("token" = [])),
@@ -82,11 +82,7 @@ pub(super) async fn forget_instance(
     let key = id.parse::<InstanceId>().map_err(|_| unknown())?;
     let state = api.registry().state();
     operator.may_change([&state.instances.get(&key).ok_or_else(unknown)?.workload])?;
-    if change.dry_run {
-        forgettable_instance(&state, key, change.expected(), api.registry().now())?;
-    } else {
-        api.registry().forget_instance(&operator.caller(&change), key, change.expected()).await?;
-    }
+    api.registry().forget_instance(&operator.caller(&change), key, change.expected()).await?;
     Ok(Answer::ok(Deleted { id, committed: !change.dry_run }))
 }
 
@@ -101,9 +97,7 @@ pub(super) async fn forget(
 ) -> Result<Answer<Deleted>, ApiError> {
     let key = id.parse::<NodeId>().map_err(|_| unknown(&id))?;
     operator.may_change(&api.registry().state().nodes.get(&key).ok_or_else(|| unknown(&id))?.workloads)?;
-    if !change.dry_run {
-        api.registry().forget_node(&operator.caller(&change), key, change.expected()).await?;
-    }
+    api.registry().forget_node(&operator.caller(&change), key, change.expected()).await?;
     Ok(Answer::ok(Deleted { id, committed: !change.dry_run }))
 }
 

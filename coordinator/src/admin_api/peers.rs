@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use axum::extract::State;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use warren_proto::WorkloadName;
 use warren_proto::admin::{Deleted, NewPeer, Peer, PeerConnection, PeerList, Versioned};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::spiffe::PEER_NAMESPACE;
-use warren_proto::{UnixTime, WorkloadName};
 
 use super::problem::ApiError;
 use super::request::{Answer, Body, Change, ChangeQuery, Named, Paging, Params};
 use super::{Api, Authorized, Operator, Viewer, view};
-use crate::registry::{self, check_new_peer, registered_peer};
+use crate::registry::{self, registered_peer};
 use crate::state::State as Picture;
 use crate::state::records::{Device, Instance};
 
@@ -60,18 +60,15 @@ pub(super) async fn create(
 ) -> Result<Answer<Peer>, ApiError> {
     operator.may_change_namespace(PEER_NAMESPACE)?;
     let new = wanted(&body)?;
-    if change.dry_run {
-        let (state, now) = (api.registry().state(), api.registry().now());
-        let preview = match check_new_peer(&state, &new, now)? {
-            Some(known) => shown(&state, known)?,
-            None => preview(&state, &operator.caller(&change).who, &new, now)?,
-        };
-        let connections = connections(&api, &state, &new.workload);
-        return Ok(Answer::created(Peer { connections, ..preview }, &change));
-    }
     let stored = api.registry().register_peer(&operator.caller(&change), new).await?;
     let state = api.registry().state();
     let connections = connections(&api, &state, &stored.workload);
+    if change.dry_run {
+        let is_there = registered_peer(&state, &stored.workload).is_ok();
+        let shown = shown(&state, &stored)?;
+        let shown = if is_there { shown } else { unregistered(shown) };
+        return Ok(Answer::created(Peer { connections, ..shown }, &change));
+    }
     let generation = Some(view::generation(state.generation()));
     Ok(Answer::created(Peer { connections, generation, ..shown(&state, &stored)? }, &change))
 }
@@ -87,11 +84,7 @@ pub(super) async fn delete(
 ) -> Result<Answer<Deleted>, ApiError> {
     operator.may_change_namespace(PEER_NAMESPACE)?;
     let workload = identity(&name)?;
-    if change.dry_run {
-        registered_peer(&api.registry().state(), &workload)?;
-    } else {
-        api.registry().remove_peer(&operator.caller(&change), &workload, change.expected()).await?;
-    }
+    api.registry().remove_peer(&operator.caller(&change), &workload, change.expected()).await?;
     Ok(Answer::ok(Deleted { id: name, committed: !change.dry_run }))
 }
 
@@ -138,26 +131,14 @@ fn shown(state: &Picture, instance: &Instance) -> Result<Peer, Refusal> {
     })
 }
 
-/// What a registration would be, without what only a registration gives: addresses and certificate.
-fn preview(state: &Picture, who: &str, new: &registry::NewPeer, now: UnixTime) -> Result<Peer, Refusal> {
-    let settings = state.settings()?;
-    Ok(Peer {
-        name: new.workload.name().to_owned(),
-        spiffe_id: new.workload.in_domain(&settings.trust_domain).to_string(),
-        declared: true,
-        workload: new.workload.clone(),
+/// Without what only a registration gives: an id, addresses and a certificate.
+fn unregistered(peer: Peer) -> Peer {
+    Peer {
         instance: warren_proto::InstanceId::from_bytes([0; 16]),
-        public_key: STANDARD.encode(new.key),
         addresses: Vec::new(),
-        endpoint: new.endpoint.map(|endpoint| endpoint.to_string()),
-        registered_at: now.into(),
-        registered_by: who.to_owned(),
-        note: new.note.clone(),
-        certificate_expires_at: now.into(),
-        revoked_at: None,
-        connections: Vec::new(),
-        generation: None,
-    })
+        certificate_expires_at: peer.registered_at,
+        ..peer
+    }
 }
 
 /// Every instance on a node that policy lets `device` talk to in some direction.

@@ -7,8 +7,7 @@ use warren_proto::reason::{Reason, Refusal};
 use super::problem::ApiError;
 use super::request::{Answer, Body, Change, ChangeQuery, Named, Paging, Params};
 use super::{Api, Authorized, Operator, Viewer, view};
-use crate::registry::{self, planned_registration};
-use crate::state::records;
+use crate::registry;
 
 /// Every registration.
 #[utoipa::path(get, path = "/registrations", tag = "attestation", params(Paging), security(("token" = [])),
@@ -41,11 +40,6 @@ pub(super) async fn create(
         note: new.note.clone(),
     };
     let caller = operator.caller(&change);
-    if change.dry_run {
-        let planned = planned_registration(&api.registry().state(), &wanted)?;
-        let planned = records::Registration { created_at: api.registry().now(), created_by: caller.who, ..planned };
-        return Ok(Answer::created(view::registration(&planned), &change));
-    }
     let work = async {
         let made = api.registry().create_registration(&caller, &wanted).await?;
         Ok(view::registration(&made))
@@ -69,8 +63,6 @@ pub(super) async fn delete(
         Refusal::new(Reason::NotFound, format!("there is no registration {name}")).hint("warren registration list")
     })?;
     operator.may_change(&known.workloads)?;
-    if !change.dry_run {
-        api.registry().delete_registration(&operator.caller(&change), &name, change.expected()).await?;
-    }
+    api.registry().delete_registration(&operator.caller(&change), &name, change.expected()).await?;
     Ok(Answer::ok(Deleted { id: name, committed: !change.dry_run }))
 }

@@ -34,13 +34,11 @@ pub(super) async fn create(
     check(&api, &operator, &target)?;
     let shown = describe(&target);
     let revoke = command(target)?;
+    let stored = api.registry().revoke(&operator.caller(&change), revoke).await?;
     if change.dry_run {
-        let now = api.registry().now().into();
-        let (id, why) = (String::new(), change.why.clone());
-        let preview = Revocation { id, target: shown, revoked_at: now, expires_at: now, why, generation: None };
+        let preview = Revocation { id: String::new(), target: shown, ..view::revocation(&stored) };
         return Ok(Answer::created(preview, &change));
     }
-    let stored = api.registry().revoke(&operator.caller(&change), revoke).await?;
     let generation = Some(view::generation(api.registry().state().generation()));
     Ok(Answer::created(Revocation { generation, ..view::revocation(&stored) }, &change))
 }

@@ -11,7 +11,7 @@ use warren_proto::certificate::{AuthorityCertificate, CoordinatorCertificate, Si
 use warren_proto::root_hint::{self, RootPrefix};
 use warren_proto::{Overlay, TrustBundle, TrustDomain, UnixTime, wire};
 
-use super::family::{self, Family, NewRoot, ROOT_CERTIFICATE};
+use super::family::{self, Family, Issuing, NewRoot, ROOT_CERTIFICATE};
 use super::files::{self, CaError};
 use super::rotation::TrustRoots;
 use super::sealing::{KeyFiles, Passphrase};
@@ -43,7 +43,9 @@ pub struct Authority {
     trust: TrustRoots,
     bundle: TrustBundle,
     signing: Family,
-    /// Trusted, and not signing: yet or any more.
+    issuing: Issuing,
+    /// Trusted, and not signing: yet or any more. One whose key is away and whose certificates here have ended is not among
+    /// them: nobody is served under it, and nobody else is kept from being served.
     other: Vec<Family>,
 }
 
@@ -52,7 +54,7 @@ impl fmt::Debug for Authority {
         f.debug_struct("Authority")
             .field("keys", &self.keys)
             .field("root", &self.signing.root)
-            .field("issuing", &self.signing.issuing)
+            .field("issuing", &self.issuing.certificate)
             .finish_non_exhaustive()
     }
 }
@@ -131,8 +133,13 @@ impl Authority {
         let (mut signing, mut other) = (None, Vec::new());
         for root in trust.roots() {
             let signs = root.sha256.0 == *trust.signing();
-            let issuing_after = if signs { trust.issuing_after() } else { UnixTime(0) };
-            let family = Family::open(&keys, &place(&root.sha256.0), parameters, issuing_after, now)?;
+            let family = match Family::open(&keys, &place(&root.sha256.0), parameters, now) {
+                Err(error @ (CaError::RootKeyAway { .. } | CaError::RootEnds { .. })) if !signs => {
+                    tracing::warn!(root = ?root.sha256, %error, "nobody is served under a root that does not sign");
+                    continue;
+                }
+                family => family?,
+            };
             if family.sha256 != root.sha256.0 {
                 return Err(damaged("not the root that the store names".to_owned()));
             }
@@ -143,7 +150,8 @@ impl Authority {
             }
         }
         let signing = signing.ok_or_else(|| damaged("the store names no root that signs".to_owned()))?;
-        Ok(Self { parameters: parameters.clone(), trust, bundle, signing, other, keys })
+        let issuing = signing.issuing(&keys, parameters, trust.issuing_after(), now)?;
+        Ok(Self { parameters: parameters.clone(), trust, bundle, signing, issuing, other, keys })
     }
 
     /// The CA with everything issued again that is past half of its life at `now`; `None` when nothing is. Reads
@@ -152,7 +160,9 @@ impl Authority {
     /// # Errors
     /// [`CaError`]; this one stays usable.
     pub fn renewed(&self, now: UnixTime) -> Result<Option<Self>, CaError> {
-        let due = self.families().any(|family| family.is_due(now));
+        // A root's key that was away may be back.
+        let missing = self.families().count() < self.trust.roots().len();
+        let due = missing || self.issuing.is_due(now) || self.families().any(|family| family.is_due(now));
         if due { self.under(&self.trust, now).map(Some) } else { Ok(None) }
     }
 
@@ -174,7 +184,9 @@ impl Authority {
         files::ensure_directory(&self.keys.directory().join(LATER_ROOTS))?;
         let directory = later_root(self.keys.directory(), &root.sha256());
         root.write(&self.keys, &directory)?;
-        Ok(Family::open(&self.keys, &directory, &self.parameters, UnixTime(0), now)?.root.der().to_vec())
+        let family = Family::open(&self.keys, &directory, &self.parameters, now)?;
+        family.issuing(&self.keys, &self.parameters, UnixTime(0), now)?;
+        Ok(family.root.der().to_vec())
     }
 
     /// The roots as the store names them.
@@ -216,7 +228,7 @@ impl Authority {
     /// The issuing intermediate.
     #[must_use]
     pub fn issuer_certificate(&self) -> &AuthorityCertificate {
-        &self.signing.issuing
+        &self.issuing.certificate
     }
 
     /// The certificate that this coordinator presents.
@@ -268,7 +280,7 @@ impl Authority {
     }
 
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
-        &self.signing.issuer
+        &self.issuing.issuer
     }
 }
 

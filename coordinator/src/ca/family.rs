@@ -33,13 +33,18 @@ const SIGNER: &str = "signer.pem";
 /// The files of a family that hold private keys.
 pub(super) const PRIVATE_FILES: [&str; 4] = [ROOT_KEY, ISSUING, COORDINATOR, SIGNER];
 
-/// A root with its intermediate, the coordinator's certificate and the manifest signer.
+/// What certificates of nodes and workloads are signed with.
+pub(super) struct Issuing {
+    pub(super) certificate: AuthorityCertificate,
+    pub(super) issuer: Issuer<'static, KeyPair>,
+}
+
+/// A root with the coordinator's certificate and the manifest signer under it. Its intermediate is read besides: only a
+/// root that signs needs one.
 pub(super) struct Family {
     directory: PathBuf,
     pub(super) root: AuthorityCertificate,
     pub(super) sha256: [u8; 32],
-    pub(super) issuing: AuthorityCertificate,
-    pub(super) issuer: Issuer<'static, KeyPair>,
     pub(super) coordinator: CoordinatorCertificate,
     coordinator_key: KeyPair,
     pub(super) signer: SignerCertificate,
@@ -91,13 +96,11 @@ pub(super) fn delete(directory: &Path) -> Result<(), CaError> {
 }
 
 impl Family {
-    /// Reads `directory` and issues again what is missing, past half of its life, or older than `issuing_after` where
-    /// it is the intermediate.
+    /// Reads `directory` and issues again what is missing or past half of its life.
     pub(super) fn open(
         keys: &KeyFiles,
         directory: &Path,
         parameters: &CaParameters,
-        issuing_after: UnixTime,
         now: UnixTime,
     ) -> Result<Self, CaError> {
         files::ensure_directory(directory)?;
@@ -108,7 +111,6 @@ impl Family {
         }
         let workshop = Workshop { keys, directory, parameters, root: &root, now };
         let never = UnixTime(0);
-        let issuing = workshop.credential(ISSUING, "the issuing certificate", &Kind::ISSUING, issuing_after)?;
         let coordinator =
             workshop.credential(COORDINATOR, "the coordinator's certificate", &Kind::COORDINATOR, never)?;
         let signer = workshop.credential(SIGNER, "the manifest signer's certificate", &Kind::SIGNER, never)?;
@@ -117,8 +119,6 @@ impl Family {
         Ok(Self {
             directory: directory.to_owned(),
             sha256: object_digest(root.der()),
-            issuer: Issuer::from_ca_cert_der(&CertificateDer::from(issuing.checked.der().as_ref()), issuing.key)?,
-            issuing: issuing.checked,
             coordinator: coordinator.checked,
             coordinator_key: coordinator.key,
             signer: signer.checked,
@@ -127,11 +127,25 @@ impl Family {
         })
     }
 
+    /// Reads the intermediate under this root, and issues it again when it is missing, past half of its life or older than
+    /// `made_after`.
+    pub(super) fn issuing(
+        &self,
+        keys: &KeyFiles,
+        parameters: &CaParameters,
+        made_after: UnixTime,
+        now: UnixTime,
+    ) -> Result<Issuing, CaError> {
+        let workshop = Workshop { keys, directory: &self.directory, parameters, root: &self.root, now };
+        let issuing = workshop.credential(ISSUING, "the issuing certificate", &Kind::ISSUING, made_after)?;
+        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(issuing.checked.der().as_ref()), issuing.key)?;
+        Ok(Issuing { certificate: issuing.checked, issuer })
+    }
+
     /// Whether something is past half of its life.
     pub(super) fn is_due(&self, now: UnixTime) -> bool {
         let (coordinator, signer) = (self.coordinator.leaf(), self.signer.leaf());
-        past_half(self.issuing.not_before(), self.issuing.not_after(), now)
-            || past_half(coordinator.not_before(), coordinator.not_after(), now)
+        past_half(coordinator.not_before(), coordinator.not_after(), now)
             || past_half(signer.not_before(), signer.not_after(), now)
     }
 
@@ -152,6 +166,13 @@ impl Family {
         let signature = self.signer_key.sign(&signing_input(&body)).to_bytes().to_vec();
         let signer = wire::CertificateChain { certificates: vec![self.signer.leaf().der().to_vec()] };
         wire::SignedObject { body, signature, signer: Some(signer) }
+    }
+}
+
+impl Issuing {
+    /// Whether it is past half of its life.
+    pub(super) fn is_due(&self, now: UnixTime) -> bool {
+        past_half(self.certificate.not_before(), self.certificate.not_after(), now)
     }
 }
 

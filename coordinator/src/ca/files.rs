@@ -121,11 +121,26 @@ pub(super) fn read(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
     }
 }
 
-/// Makes `path` and what leads to it, 0700; an existing directory must be as tight.
+/// Makes `path` and what leads to it, 0700, and only returns once each of them is on disk; an existing directory must be as
+/// tight.
 pub(super) fn ensure_directory(path: &Path) -> Result<(), CaError> {
-    let io_error = |source| CaError::Io { path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error)?;
-    refuse_readable(path, fs::metadata(path).map_err(io_error)?.permissions().mode())
+    make_directories(path, |directory| File::open(directory)?.sync_all())
+        .map_err(|source| CaError::Io { path: path.to_owned(), source })?;
+    let metadata = fs::metadata(path).map_err(|source| CaError::Io { path: path.to_owned(), source })?;
+    refuse_readable(path, metadata.permissions().mode())
+}
+
+/// A file's own sync does not put the directory it lies in on disk: that entry is its parent's.
+fn make_directories(path: &Path, mut sync: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    let missing: Vec<_> = path.ancestors().take_while(|one| !one.as_os_str().is_empty() && !one.exists()).collect();
+    for directory in missing.into_iter().rev() {
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        sync(directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
 }
 
 fn refuse_readable(path: &Path, mode: u32) -> Result<(), CaError> {
@@ -172,4 +187,26 @@ pub fn pem(der: &[u8]) -> String {
     }
     pem.push_str("-----END CERTIFICATE-----\n");
     pem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_directory_that_is_made_is_on_disk_in_its_parent_before_the_next() {
+        let place = tempfile::tempdir().expect("directory");
+        let deepest = place.path().join("roots/0a/root");
+        let mut synced = Vec::new();
+        let record = |directory: &Path| {
+            synced.push((directory.to_owned(), fs::read_dir(directory)?.count()));
+            Ok(())
+        };
+        make_directories(&deepest, record).expect("made");
+        let expected = ["", "roots", "roots/0a"].map(|name| (place.path().join(name), 1));
+        let expected = expected.map(|(path, count)| (path.components().collect::<PathBuf>(), count));
+        assert_eq!(synced, expected, "each holds its new entry when it is synced");
+        make_directories(&deepest, |_| panic!("nothing new")).expect("there");
+        assert_eq!(fs::metadata(&deepest).expect("there").permissions().mode() & 0o777, 0o700);
+    }
 }

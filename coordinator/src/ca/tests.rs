@@ -357,7 +357,7 @@ fn with_the_roots_key_away_what_holds_is_kept_and_what_ended_is_named() {
     let kept = reopen(&directory, NOW.plus(DAY * 20)).expect("opens");
     assert_eq!(kept.issuer_certificate(), authority.issuer_certificate());
     let error = reopen(&directory, NOW.plus(DAY * 31)).expect_err("ended").to_string();
-    assert!(error.contains("root.key") && error.contains("issuing certificate"), "{error}");
+    assert!(error.contains("root.key") && error.contains("coordinator's certificate"), "{error}");
 }
 
 #[test]

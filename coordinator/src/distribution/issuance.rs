@@ -5,6 +5,7 @@ use std::sync::Arc;
 use warren_proto::certificate::Capabilities;
 use warren_proto::codec::MAX_ENROL_FRAME;
 use warren_proto::control_trust::TrustedNode;
+use warren_proto::peer_map::object_digest;
 use warren_proto::possession::{self, TunnelKeyClaim};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, PROTOCOL_VERSION, UnixTime, wire};
@@ -15,7 +16,7 @@ use super::session::{Shared, check_not_revoked};
 use crate::ca::RequesterKey;
 use crate::registry::TunnelRequest;
 use crate::state::State;
-use crate::state::records::Instance;
+use crate::state::records::{Hex32, Instance, NodeCertificateKey};
 
 /// The node at the other end, as its certificate says.
 #[derive(Debug, Clone)]
@@ -28,6 +29,12 @@ pub(super) struct Requester {
 }
 
 impl Requester {
+    /// The certificate that the link was made with.
+    pub(super) fn shown(&self) -> NodeCertificateKey {
+        let leaf = self.trusted.certificate.leaf();
+        NodeCertificateKey { key_sha256: Hex32(object_digest(leaf.spki())), not_after: leaf.not_after() }
+    }
+
     pub(super) fn ended(&self, now: UnixTime) -> bool {
         self.ends <= now
     }
@@ -129,7 +136,7 @@ async fn converse(
     match request.request {
         Some(wire::issue_request::Request::Node(request)) => {
             let key = proven_key(&challenge, &exporter, &request.csr, &request.possession)?;
-            let renewed = registry.renew_node(requester.node, requester.ends, &key, &standing).await?;
+            let renewed = registry.renew_node(requester.node, requester.shown(), &key, &standing).await?;
             Ok(wire::issue_response::Result::Node(certificate_chain(renewed.chain)))
         }
         Some(wire::issue_request::Request::Tunnel(_)) if requester.ended(registry.now()) => {

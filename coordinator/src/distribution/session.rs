@@ -136,10 +136,14 @@ async fn run(
         go_away(&mut send, &refusal, UPGRADE).await;
         return Err(refusal);
     }
+    let shown = requester.shown();
     let mut session = Session::attach(shared, connection, requester, (trusted, roots), send, &hello);
     // What was revoked while the Hello was awaited found no link to cut; from here on it finds this one.
     check_trusted(shared, trusted)?;
     report_clone(shared, node, &hello, connection.remote_address()).await;
+    if let Err(refusal) = shared.registry.note_shown(node, shown).await {
+        tracing::warn!(%node, %refusal, "that the node has its renewed certificate could not be kept");
+    }
     session.welcome(connection.remote_address()).await?;
     if session.only_renews {
         tracing::warn!(%node, "the node's certificate has ended; it may only renew it");

@@ -23,7 +23,7 @@ impl Registry {
         caller: &Caller,
         token: AdminToken,
         consume: Option<&str>,
-    ) -> Result<Arc<Stored<AdminToken>>, Refusal> {
+    ) -> Result<AdminToken, Refusal> {
         if token.id.len() != 16 || !token.id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(Refusal::new(Reason::InvalidField, "id: expected 16 hexadecimal digits"));
         }
@@ -54,10 +54,9 @@ impl Registry {
             transaction.create(&Key::AdminToken(token.id.clone()), &token)?;
             let entry =
                 Entry { action: "admin-token.create", object: token.name.clone(), old: None, new: shown(&token) };
-            Ok(Plan::Commit { transaction, entry, answer: () })
+            Ok(Plan::Commit { transaction, entry, answer: token.clone() })
         })
-        .await?;
-        self.state().admin_tokens.get(&token.id).cloned().ok_or_else(|| gone(&token.id))
+        .await
     }
 
     /// Takes an administrator token back.

@@ -87,7 +87,7 @@ impl Registry {
         settings: &AttestorSettings,
         note: &str,
         if_match: Option<Revision>,
-    ) -> Result<Arc<Stored<Attestor>>, Refusal> {
+    ) -> Result<Attestor, Refusal> {
         self.change(caller, |state, now| {
             let planned = self.planned_attestor(state, name, settings, note)?;
             let attestor = Attestor { changed_at: now, changed_by: caller.who.clone(), ..planned };
@@ -114,10 +114,9 @@ impl Registry {
                 old: known.and_then(|known| serde_json::to_value(&known.value).ok()),
                 new: serde_json::to_value(&attestor).ok(),
             };
-            Ok(Plan::Commit { transaction, entry, answer: () })
+            Ok(Plan::Commit { transaction, entry, answer: attestor })
         })
-        .await?;
-        self.state().attestors.get(&name.to_owned()).cloned().ok_or_else(|| no_attestor(name, Reason::NotFound))
+        .await
     }
 
     /// Deletes an attestor that no registration rests on.
@@ -140,11 +139,7 @@ impl Registry {
     }
 
     /// Makes a registration.
-    pub async fn create_registration(
-        &self,
-        caller: &Caller,
-        new: &NewRegistration,
-    ) -> Result<Arc<Stored<Registration>>, Refusal> {
+    pub async fn create_registration(&self, caller: &Caller, new: &NewRegistration) -> Result<Registration, Refusal> {
         self.change(caller, |state, now| {
             let planned = planned_registration(state, new)?;
             let registration = Registration { created_at: now, created_by: caller.who.clone(), ..planned };
@@ -160,10 +155,9 @@ impl Registry {
                 old: None,
                 new: serde_json::to_value(&registration).ok(),
             };
-            Ok(Plan::Commit { transaction, entry, answer: () })
+            Ok(Plan::Commit { transaction, entry, answer: registration })
         })
-        .await?;
-        self.state().registrations.get(&new.name).cloned().ok_or_else(|| no_registration(&new.name))
+        .await
     }
 
     /// Deletes a registration: no further node enrols by it. Those that did stay.

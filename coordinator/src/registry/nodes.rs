@@ -14,7 +14,9 @@ use super::tokens::check_match;
 use super::{Caller, Entry, Plan, Registry, Standing, Transaction};
 use crate::attestation::Attested;
 use crate::ca::{IssuedNode, RequesterKey};
-use crate::state::records::{Hex32, JoinTokenRecord, KeyOwner, KeyUse, Node, NodeAttestation, NodeCertificate};
+use crate::state::records::{
+    Hex32, JoinTokenRecord, KeyOwner, KeyUse, Node, NodeAttestation, NodeCertificate, NodeCertificateKey,
+};
 use crate::state::{Key, KeyKind, KeyName, State, Stored};
 use crate::store::Revision;
 
@@ -104,6 +106,7 @@ impl Registry {
                     let mut node = known.value.clone();
                     node.certificate = remembered(&issued, key_sha256);
                     node.attested = attested;
+                    node.asked_with = None;
                     transaction.replace(&Key::Node(node.id), known.modified, &node)?;
                     keep_key(&mut transaction, state, key_sha256, &node)?;
                     let entry = entry("node.enrol-again", None, &node);
@@ -124,6 +127,7 @@ impl Registry {
                 token,
                 attested,
                 certificate: remembered(&issued, key_sha256),
+                asked_with: None,
                 revoked_at: None,
             };
             transaction.create(&Key::Node(fresh), &node)?;
@@ -134,14 +138,14 @@ impl Registry {
         .await
     }
 
-    /// A new certificate for a node that has shown one at its link. `ends` is when that one ends: with one that has
-    /// ended, only the newest key that was certified for the node is renewed, so that the key of a certificate long
-    /// superseded opens nothing. `standing` is asked of the state that the new certificate is planned on: what was
+    /// A new certificate for a node that has shown one at its link. With one that has ended, only its own key is renewed, and
+    /// only that of the newest: the key of a certificate long superseded opens nothing. Until the node has shown the newest
+    /// ([`Registry::note_shown`]) the one that it asked for it with counts as well, for the answer may have been lost. `standing` is asked of the state that the new certificate is planned on: what was
     /// revoked meanwhile renews nothing, however early it began to ask.
     pub async fn renew_node(
         &self,
         id: NodeId,
-        ends: UnixTime,
+        shown: NodeCertificateKey,
         key: &RequesterKey,
         standing: Standing<'_>,
     ) -> Result<EnrolledNode, Refusal> {
@@ -150,26 +154,51 @@ impl Registry {
         self.change(&caller, |state, now| {
             let known = admitted_node(state, id)?;
             standing(state)?;
-            let ended = ends <= now || known.certificate.not_after <= now;
-            if ended && key_sha256 != known.certificate.key_sha256.0 {
+            let newest = key_sha256 == known.certificate.key_sha256.0;
+            let lost =
+                known.asked_with.filter(|before| !newest && *before == shown && before.key_sha256.0 == key_sha256);
+            let ended = shown.not_after <= now || known.certificate.not_after <= now;
+            if ended && lost.is_none() && !newest {
                 return Err(Refusal::new(
                     Reason::RenewalTooLate,
                     "a node certificate that has ended is renewed with its own key only",
                 )
                 .hint("enrol the node anew with a join token"));
             }
-            if known.certificate.not_after.plus(RENEWAL_GRACE) <= now {
-                let detail = format!("the node certificate ended at {}", known.certificate.not_after);
+            let ends = lost.map_or(known.certificate.not_after, |before| before.not_after);
+            if ends.plus(RENEWAL_GRACE) <= now {
+                let detail = format!("the node certificate ended at {ends}");
                 return Err(Refusal::new(Reason::RenewalTooLate, detail).hint("enrol the node anew with a join token"));
             }
             let issued = self.sign_node(state, key, id, now)?;
             let mut node = known.value.clone();
             node.certificate = remembered(&issued, key_sha256);
+            node.asked_with = Some(shown);
             let mut transaction = Transaction::default();
             transaction.replace(&Key::Node(id), known.modified, &node)?;
             keep_key(&mut transaction, state, key_sha256, &node)?;
             let entry = entry("node.renew", Some(known), &node);
             Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } })
+        })
+        .await
+    }
+
+    /// The node has shown a certificate at its link. If it is the newest, its answer was not lost, and the one before is over.
+    pub async fn note_shown(&self, id: NodeId, shown: NodeCertificateKey) -> Result<(), Refusal> {
+        let is_news = |node: &Node| {
+            node.asked_with.is_some()
+                && node.certificate.key_sha256 == shown.key_sha256
+                && node.asked_with != Some(shown)
+        };
+        if !self.state().nodes.get(&id).is_some_and(|known| is_news(known)) {
+            return Ok(());
+        }
+        self.change(&Caller::new(format!("node:{id}")), |state, _| {
+            let Some(known) = state.nodes.get(&id).filter(|known| is_news(known)) else { return Ok(Plan::Answer(())) };
+            let node = Node { asked_with: None, ..known.value.clone() };
+            let mut transaction = Transaction::default();
+            transaction.replace(&Key::Node(id), known.modified, &node)?;
+            Ok(Plan::Commit { transaction, entry: entry("node.renewed", Some(known), &node), answer: () })
         })
         .await
     }

@@ -44,12 +44,12 @@ pub struct NewPeer {
 impl Registry {
     /// Registers a plain device: its address, its key, its certificate and the audit row are one commit. The same
     /// registration repeated is answered with what is there.
-    pub async fn register_peer(&self, caller: &Caller, new: NewPeer) -> Result<Arc<Stored<Instance>>, Refusal> {
+    pub async fn register_peer(&self, caller: &Caller, new: NewPeer) -> Result<Instance, Refusal> {
         let id = InstanceId::from_bytes(rand::random());
         let random: u64 = rand::random();
         self.change(caller, |state, now| {
-            if check_new_peer(state, &new, now)?.is_some() {
-                return Ok(Plan::Answer(()));
+            if let Some(known) = check_new_peer(state, &new, now)? {
+                return Ok(Plan::Answer(known.value.clone()));
             }
             let settings = state.settings()?;
             let mut instance = Instance {
@@ -82,10 +82,9 @@ impl Registry {
                 old: None,
                 new: Some(shown(&instance)),
             };
-            Ok(Plan::Commit { transaction, entry, answer: () })
+            Ok(Plan::Commit { transaction, entry, answer: instance })
         })
-        .await?;
-        registered_peer(&self.state(), &new.workload).cloned()
+        .await
     }
 
     /// Removes a device: its certificate goes from every node's map, its addresses are quarantined, and its key is

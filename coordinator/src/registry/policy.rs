@@ -1,6 +1,7 @@
 //! Policy: a Set is applied whole, as one numbered revision, or not at all.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use warren_proto::UnixTime;
 use warren_proto::policy::cases::{TestResult, run_tests};
@@ -9,6 +10,8 @@ use warren_proto::policy::lint::lint;
 use warren_proto::policy::plan::{OwnedObject, plan};
 use warren_proto::policy::{CompiledPolicy, Diagnostic, Documents, Mode, SourceFile};
 use warren_proto::reason::{Reason, Refusal};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Caller, Entry, Plan, Registry, Transaction};
 use crate::policy::PolicyInForce;
@@ -24,6 +27,38 @@ const OBJECTS_PER_TREE: usize = 200;
 const NAMES_KEPT: usize = 20;
 /// Pairs named in a difference before the rest is only counted.
 const DIFFERENCES: usize = 1_000;
+
+/// Policies that are judged at once for those who only ask. A large one takes a processor for seconds.
+pub(super) const CHECKS: usize = 4;
+/// The same for those who change it: who only asks must not keep them waiting.
+const CHANGES: usize = 4;
+
+/// Who may have a policy judged now.
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) checks: Arc<Semaphore>,
+    changes: Arc<Semaphore>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { checks: Arc::new(Semaphore::new(CHECKS)), changes: Arc::new(Semaphore::new(CHANGES)) }
+    }
+}
+
+impl Places {
+    /// Who only asks is turned away when every place is taken; a change waits for its turn, for as long as its request may.
+    async fn take(&self, dry_run: bool) -> Result<OwnedSemaphorePermit, Refusal> {
+        if dry_run {
+            return Arc::clone(&self.checks).try_acquire_owned().map_err(|_| {
+                Refusal::new(Reason::RateLimited, format!("{CHECKS} policies are being judged, as many as are at once"))
+                    .hint("try again in a few seconds; `warren policy check` judges files without the coordinator")
+            });
+        }
+        let closed = |_| Refusal::new(Reason::ShuttingDown, "policies are judged no more");
+        Arc::clone(&self.changes).acquire_owned().await.map_err(closed)
+    }
+}
 
 /// A Set as somebody wants it.
 #[derive(Debug, Clone)]
@@ -95,7 +130,7 @@ impl Registry {
     pub async fn apply_policy(&self, caller: &Caller, submission: Submission) -> Result<Applied, PolicyRefused> {
         let (state, now, dry_run) = (self.state(), self.now(), submission.dry_run);
         check_base(&state, submission.if_match)?;
-        let candidate = blocking(move || {
+        let candidate = blocking(self.judging.take(dry_run).await?, move || {
             let documents = Documents::from_files(&submission.files).map_err(invalid)?;
             let current: Vec<_> = state.policy.objects.iter().map(|stored| owned(stored)).collect();
             let planned = plan(&current, &documents, submission.allow_delete)?;
@@ -121,7 +156,7 @@ impl Registry {
                 .hint("list revisions with `warren policy history`")
         })?;
         let now = self.now();
-        let candidate = blocking(move || {
+        let candidate = blocking(self.judging.take(dry_run).await?, move || {
             let objects = objects.iter().map(|stored| (**stored).clone()).collect();
             judge(&state, PolicyCause::Rollback(to), objects, now)
         })
@@ -151,11 +186,12 @@ impl Registry {
             warnings: candidate.warnings,
             diff: candidate.diff,
         };
+        let (trees, writes) = texts(&self.state(), &candidate.objects)?;
         if dry_run || counts.added + counts.changed + counts.removed == 0 {
             return Ok(applied);
         }
         let number = candidate.base + 1;
-        let trees = self.upload(&candidate.objects).await?;
+        self.put_unreferenced(writes).await?;
         let names = |refs: &[PolicyRef]| refs.iter().take(NAMES_KEPT).cloned().collect::<Vec<_>>();
         self.change(caller, |state, now| {
             check_base(state, Some(candidate.base))?;
@@ -197,52 +233,57 @@ impl Registry {
         applied.committed = true;
         Ok(applied)
     }
-
-    /// Stores the texts that are new and the lists that name them, under their digests. They mean nothing until the
-    /// head names them.
-    async fn upload(&self, objects: &[StoredPolicy]) -> Result<Vec<Hex32>, Refusal> {
-        let state = self.state();
-        let mut digests = Vec::with_capacity(objects.len());
-        let mut writes = BTreeMap::new();
-        for object in objects {
-            let value = encode(object)?;
-            let digest = warren_proto::peer_map::object_digest(&value);
-            digests.push(Hex32(digest));
-            if state.has_policy_text(&digest) {
-                continue;
-            }
-            if value.len() > MAX_VALUE {
-                let object = &object.object;
-                let detail = format!(
-                    "{}:{}: {} {:?} has {} bytes; an object may have about {}",
-                    object.file,
-                    object.line,
-                    object.kind,
-                    object.name,
-                    object.text.len(),
-                    MAX_VALUE - 1024
-                );
-                return Err(Refusal::new(Reason::RequestTooLarge, detail)
-                    .hint("split it: rules can be shared with kind: Rules"));
-            }
-            writes.insert(digest, Write::put(Key::PolicyText(digest).to_bytes(), value));
-        }
-        let mut trees = Vec::new();
-        for part in digests.chunks(OBJECTS_PER_TREE) {
-            let value = encode(&PolicyTree { objects: part.to_vec() })?;
-            let digest = warren_proto::peer_map::object_digest(&value);
-            trees.push(Hex32(digest));
-            writes.insert(digest, Write::put(Key::PolicyTree(digest).to_bytes(), value));
-        }
-        self.put_unreferenced(writes.into_values().collect()).await?;
-        Ok(trees)
-    }
 }
 
 /// Reading megabytes of documents, and proofs over all identities and ports, take a while; sessions must not wait for them.
+/// The lists that name the objects, and what is to be stored for them: the texts that are new and the lists, under their
+/// digests. They mean nothing until the head names them.
+fn texts(state: &State, objects: &[StoredPolicy]) -> Result<(Vec<Hex32>, Vec<Write>), Refusal> {
+    let mut digests = Vec::with_capacity(objects.len());
+    let mut writes = BTreeMap::new();
+    for object in objects {
+        let value = encode(object)?;
+        let digest = warren_proto::peer_map::object_digest(&value);
+        digests.push(Hex32(digest));
+        if state.has_policy_text(&digest) {
+            continue;
+        }
+        if value.len() > MAX_VALUE {
+            let object = &object.object;
+            let detail = format!(
+                "{}:{}: {} {:?} has {} bytes; an object may have about {}",
+                object.file,
+                object.line,
+                object.kind,
+                object.name,
+                object.text.len(),
+                MAX_VALUE - 1024
+            );
+            return Err(
+                Refusal::new(Reason::RequestTooLarge, detail).hint("split it: rules can be shared with kind: Rules")
+            );
+        }
+        writes.insert(digest, Write::put(Key::PolicyText(digest).to_bytes(), value));
+    }
+    let mut trees = Vec::new();
+    for part in digests.chunks(OBJECTS_PER_TREE) {
+        let value = encode(&PolicyTree { objects: part.to_vec() })?;
+        let digest = warren_proto::peer_map::object_digest(&value);
+        trees.push(Hex32(digest));
+        writes.insert(digest, Write::put(Key::PolicyTree(digest).to_bytes(), value));
+    }
+    Ok((trees, writes.into_values().collect()))
+}
+
 async fn blocking(
+    place: OwnedSemaphorePermit,
     work: impl FnOnce() -> Result<Candidate, PolicyRefused> + Send + 'static,
 ) -> Result<Candidate, PolicyRefused> {
+    // Whoever asked may hang up; the work goes on, and its place is taken until it ends.
+    let work = move || {
+        let _place = place;
+        work()
+    };
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Refusal::new(Reason::Internal, "checking the policy failed; see the coordinator's log"))?

@@ -1,6 +1,5 @@
 //! The end of trust before its time.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use warren_proto::certificate::CLOCK_SKEW;
@@ -12,7 +11,7 @@ use super::peers::devices;
 use super::{Caller, Entry, Plan, RENEWAL_GRACE, Registry, Transaction};
 use crate::ca::ISSUING_LIFETIME;
 use crate::state::records::{Instance, MeshSettings, Node};
-use crate::state::{Key, State, Stored};
+use crate::state::{Key, State};
 
 /// What an administrator revokes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,39 +37,33 @@ pub enum Revoke {
 
 impl Registry {
     /// Revokes. The answer leaves when the revocation is durable; nodes are told at once and acknowledge.
-    pub async fn revoke(&self, caller: &Caller, what: Revoke) -> Result<Arc<Stored<Revocation>>, Refusal> {
+    pub async fn revoke(&self, caller: &Caller, what: Revoke) -> Result<Revocation, Refusal> {
         let id = hex::encode(rand::random::<[u8; 8]>());
-        let id = self
-            .change(caller, |state, now| {
-                let settings = state.settings()?;
-                let target = target(state, settings, &what, now)?;
-                if let Some((known, _)) = state.revocations.iter().find(|(_, known)| known.target == target) {
-                    return Ok(Plan::Answer(known.clone()));
-                }
-                let revocation = Revocation {
-                    id: id.clone(),
-                    target,
-                    revoked_at: now,
-                    expires_at: self.last_end(settings, &what, now),
-                    reason: caller.why.clone(),
-                };
-                let mut transaction = Transaction::default();
-                transaction.create(&Key::Revocation(id.clone()), &revocation)?;
-                mark(&mut transaction, state, &what, now)?;
-                let entry = Entry {
-                    action: "revocation.create",
-                    object: described(&what),
-                    old: None,
-                    new: serde_json::to_value(&revocation).ok(),
-                };
-                Ok(Plan::Commit { transaction, entry, answer: id.clone() })
-            })
-            .await?;
-        self.state()
-            .revocations
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| Refusal::new(Reason::NotFound, format!("there is no revocation {id}")))
+        self.change(caller, |state, now| {
+            let settings = state.settings()?;
+            let target = target(state, settings, &what, now)?;
+            if let Some((_, known)) = state.revocations.iter().find(|(_, known)| known.target == target) {
+                return Ok(Plan::Answer(known.value.clone()));
+            }
+            let revocation = Revocation {
+                id: id.clone(),
+                target,
+                revoked_at: now,
+                expires_at: self.last_end(settings, &what, now),
+                reason: caller.why.clone(),
+            };
+            let mut transaction = Transaction::default();
+            transaction.create(&Key::Revocation(id.clone()), &revocation)?;
+            mark(&mut transaction, state, &what, now)?;
+            let entry = Entry {
+                action: "revocation.create",
+                object: described(&what),
+                old: None,
+                new: serde_json::to_value(&revocation).ok(),
+            };
+            Ok(Plan::Commit { transaction, entry, answer: revocation })
+        })
+        .await
     }
 
     /// When nothing is left that the revocation could concern.

@@ -27,13 +27,8 @@ pub(crate) struct Rotate<'a> {
 
 impl Registry {
     /// Takes a step, and answers with the roots as they are then.
-    pub(crate) async fn rotate(
-        self: &Arc<Self>,
-        caller: &Caller,
-        rotate: Rotate<'_>,
-        dry_run: bool,
-    ) -> Result<TrustRoots, Refusal> {
-        let root = self.prepare(rotate.step, dry_run).await?;
+    pub(crate) async fn rotate(self: &Arc<Self>, caller: &Caller, rotate: Rotate<'_>) -> Result<TrustRoots, Refusal> {
+        let root = self.prepare(rotate.step, caller.dry_run).await?;
         self.change(caller, |state, now| {
             let authority = self.authority();
             let old = authority.trust();
@@ -49,9 +44,6 @@ impl Registry {
             let missing = if gated { (rotate.missing)(state, old, now) } else { Vec::new() };
             if !missing.is_empty() && !rotate.force {
                 return Err(not_ready(rotate.step, &missing));
-            }
-            if dry_run {
-                return Ok(Plan::Answer(new));
             }
             let mut transaction = Transaction::default();
             match &state.trust {
@@ -85,6 +77,18 @@ impl Registry {
                     .await
                     .map_err(|_| Refusal::new(Reason::Internal, "making the root crashed"))?
                     .map_err(ca_failed)
+            }
+            Step::Activate => {
+                // What the second root needs to sign is there before the store says that it does.
+                let Ok(trust) = authority.trust().after(Event::Activate(Vec::new()), now) else {
+                    return Ok(Vec::new());
+                };
+                let opened = tokio::task::spawn_blocking(move || authority.under(&trust, now).map(|_| ())).await;
+                opened.map_err(|_| Refusal::new(Reason::Internal, "opening the root crashed"))?.map_err(|error| {
+                    Refusal::new(Reason::Conflict, format!("the second root cannot sign: {error}"))
+                        .hint("put its key back, or give it up: warren ca rotate abandon")
+                })?;
+                Ok(Vec::new())
             }
             Step::Intermediate if !authority.holds_root_key() => Err(Refusal::new(
                 Reason::Conflict,

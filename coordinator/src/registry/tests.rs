@@ -13,7 +13,7 @@ use warren_proto::{InstanceId, NodeId, Overlay, WorkloadName};
 use super::*;
 use crate::ca::{CaParameters, RequesterKey};
 use crate::clock::Source;
-use crate::state::records::{Instance, MeshSettings};
+use crate::state::records::{self, Instance, MeshSettings};
 use crate::store::{Options, Seams, SledStore};
 
 mod attestation;
@@ -24,6 +24,11 @@ mod roots;
 
 const START: UnixTime = UnixTime(1_800_000_000);
 const DAY: Duration = Duration::from_secs(86_400);
+
+/// What a node shows of a certificate at its link.
+fn shown(certificate: &records::NodeCertificate) -> records::NodeCertificateKey {
+    records::NodeCertificateKey { key_sha256: certificate.key_sha256, not_after: certificate.not_after }
+}
 
 /// A mesh on a clock that only the test moves.
 struct Mesh {
@@ -344,7 +349,7 @@ async fn an_ended_node_renews_with_its_own_key_for_a_week_and_not_after() {
     let key = KeyPair::generate().expect("key");
     let token = mesh.token(1, &["shop/web"]).await;
     let node = mesh.enrol(&token, &key).await.expect("enrolled").node;
-    let ends = node.certificate.not_after;
+    let ends = shown(&node.certificate);
     let other = KeyPair::generate().expect("key");
     mesh.pass(8 * DAY);
     assert_eq!(
@@ -354,7 +359,7 @@ async fn an_ended_node_renews_with_its_own_key_for_a_week_and_not_after() {
     let renewed = mesh.registry.renew_node(node.id, ends, &requester(&key), &|_| Ok(())).await.expect("renewed");
     assert!(renewed.node.certificate.not_after > mesh.registry.now());
     mesh.pass(15 * DAY);
-    let ends = renewed.node.certificate.not_after;
+    let ends = shown(&renewed.node.certificate);
     assert_eq!(
         reason(mesh.registry.renew_node(node.id, ends, &requester(&key), &|_| Ok(())).await),
         Reason::RenewalTooLate
@@ -368,12 +373,13 @@ async fn a_superseded_certificate_that_has_ended_renews_nothing() {
     let (old, new, thief) = (old.expect("key"), new.expect("key"), thief.expect("key"));
     let node = mesh.enrol(&mesh.token(1, &["shop/web"]).await, &old).await.expect("enrolled").node;
     mesh.pass(4 * DAY);
-    let present = mesh.registry.renew_node(node.id, node.certificate.not_after, &requester(&new), &|_| Ok(())).await;
+    let present = mesh.registry.renew_node(node.id, shown(&node.certificate), &requester(&new), &|_| Ok(())).await;
     let present = present.expect("renewed").node.certificate;
+    mesh.registry.note_shown(node.id, shown(&present)).await.expect("it has the new one");
     mesh.pass(4 * DAY);
     // Whoever has the old key has what ended a day ago; the node itself has a certificate in date.
-    let ended = node.certificate.not_after;
-    assert!(ended < mesh.registry.now() && mesh.registry.now() < present.not_after);
+    let ended = shown(&node.certificate);
+    assert!(ended.not_after < mesh.registry.now() && mesh.registry.now() < present.not_after);
     for key in [&thief, &old] {
         assert_eq!(
             reason(mesh.registry.renew_node(node.id, ended, &requester(key), &|_| Ok(())).await),
@@ -381,9 +387,35 @@ async fn a_superseded_certificate_that_has_ended_renews_nothing() {
         );
     }
     mesh.registry
-        .renew_node(node.id, present.not_after, &requester(&thief), &|_| Ok(()))
+        .renew_node(node.id, shown(&present), &requester(&thief), &|_| Ok(()))
         .await
         .expect("any key while in date");
+}
+
+#[tokio::test]
+async fn a_renewal_whose_answer_was_lost_leaves_the_certificate_before_its_week() {
+    let mesh = Mesh::new().await;
+    let (held, lost, again) = (KeyPair::generate(), KeyPair::generate(), KeyPair::generate());
+    let (held, lost, again) = (held.expect("key"), lost.expect("key"), again.expect("key"));
+    let node = mesh.enrol(&mesh.token(1, &["shop/web"]).await, &held).await.expect("enrolled").node;
+    let certificate = shown(&node.certificate);
+    mesh.pass(4 * DAY);
+    // Twice: of the first answer and of the second nothing arrives.
+    for key in [&lost, &again] {
+        mesh.registry.renew_node(node.id, certificate, &requester(key), &|_| Ok(())).await.expect("its answer is lost");
+    }
+    mesh.registry.note_shown(node.id, certificate).await.expect("it comes with the one before");
+    mesh.pass(9 * DAY);
+    let refused = mesh.registry.renew_node(node.id, certificate, &requester(&lost), &|_| Ok(())).await;
+    assert_eq!(reason(refused), Reason::RenewalTooLate, "an ended certificate renews its own key alone");
+    let renewed =
+        mesh.registry.renew_node(node.id, certificate, &requester(&held), &|_| Ok(())).await.expect("renewed");
+    assert!(renewed.node.certificate.not_after > mesh.registry.now());
+    let same = mesh.registry.renew_node(node.id, certificate, &requester(&held), &|_| Ok(())).await.expect("again");
+    assert!(same.node.certificate.not_after >= renewed.node.certificate.not_after, "and the same once more");
+    mesh.pass(2 * DAY);
+    let late = mesh.registry.renew_node(node.id, certificate, &requester(&held), &|_| Ok(())).await;
+    late.expect("the newest certificate's key is its own");
 }
 
 #[tokio::test]

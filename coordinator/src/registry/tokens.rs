@@ -1,6 +1,5 @@
 //! Join tokens: made, and taken back.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use warren_proto::WorkloadName;
@@ -10,8 +9,8 @@ use zeroize::Zeroizing;
 
 use super::peers::refuse_devices;
 use super::{Caller, Entry, Plan, Registry, Transaction};
+use crate::state::Key;
 use crate::state::records::{Hex32, JoinTokenRecord};
-use crate::state::{Key, Stored};
 use crate::store::Revision;
 
 /// Longest life of a join token (30 days): it is for machines that are about to start.
@@ -61,7 +60,7 @@ impl Registry {
         &self,
         caller: &Caller,
         new: NewJoinToken,
-    ) -> Result<(Arc<Stored<JoinTokenRecord>>, Zeroizing<String>), Refusal> {
+    ) -> Result<(JoinTokenRecord, Zeroizing<String>), Refusal> {
         new.check()?;
         refuse_devices(&new.workloads)?;
         let secret = JoinSecret::from_bytes(rand::random());
@@ -77,26 +76,26 @@ impl Registry {
         let mut workloads = new.workloads.clone();
         workloads.sort();
         workloads.dedup();
-        self.change(caller, |_, now| {
-            let record = JoinTokenRecord {
-                id,
-                secret_sha256,
-                created_at: now,
-                expires_at: now.plus(new.lifetime),
-                uses: new.uses,
-                used: 0,
-                workloads: workloads.clone(),
-                created_by: caller.who.clone(),
-                note: new.note.clone(),
-            };
-            let mut transaction = Transaction::default();
-            transaction.create(&Key::Token(id), &record)?;
-            let entry = Entry { action: "token.create", object: id.to_string(), old: None, new: shown(&record) };
-            Ok(Plan::Commit { transaction, entry, answer: () })
-        })
-        .await?;
-        let stored = self.state().tokens.get(&id).cloned().ok_or_else(|| gone(id))?;
-        Ok((stored, text))
+        let made = self
+            .change(caller, |_, now| {
+                let record = JoinTokenRecord {
+                    id,
+                    secret_sha256,
+                    created_at: now,
+                    expires_at: now.plus(new.lifetime),
+                    uses: new.uses,
+                    used: 0,
+                    workloads: workloads.clone(),
+                    created_by: caller.who.clone(),
+                    note: new.note.clone(),
+                };
+                let mut transaction = Transaction::default();
+                transaction.create(&Key::Token(id), &record)?;
+                let entry = Entry { action: "token.create", object: id.to_string(), old: None, new: shown(&record) };
+                Ok(Plan::Commit { transaction, entry, answer: record })
+            })
+            .await?;
+        Ok((made, text))
     }
 
     /// Takes a join token back: nobody joins with it any more.

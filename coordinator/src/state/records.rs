@@ -255,6 +255,9 @@ pub struct Node {
     pub attested: Option<NodeAttestation>,
     /// Its newest certificate.
     pub certificate: NodeCertificate,
+    /// The one with which it asked for that, until it has shown the newest: the answer may have been lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_with: Option<NodeCertificateKey>,
     /// When it was revoked; it stays listed until it is forgotten.
     pub revoked_at: Option<UnixTime>,
 }
@@ -273,6 +276,16 @@ pub struct NodeCertificate {
     pub key_sha256: Hex32,
     /// Its notBefore.
     pub not_before: UnixTime,
+    /// Its notAfter.
+    pub not_after: UnixTime,
+}
+
+/// A node's certificate, as far as it takes to renew it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeCertificateKey {
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub key_sha256: Hex32,
     /// Its notAfter.
     pub not_after: UnixTime,
 }

@@ -60,6 +60,23 @@ impl Form {
         }
     }
 
+    /// The shape in words, for whoever wrote another one.
+    pub(super) fn words(self) -> String {
+        match self {
+            Self::Path | Self::OptionalPath => "an absolute path".to_owned(),
+            Self::Assignments => "a list of \"<namespace>/<name> SELECTOR...\", each one text".to_owned(),
+            Self::Workload => "<namespace>/<name>".to_owned(),
+            Self::Device => "a network device's name".to_owned(),
+            Self::Number(least, most) => format!("a number from {least} to {most}"),
+            Self::Switch => "true or false".to_owned(),
+            Self::Addresses => "a list of IP addresses".to_owned(),
+            Self::Endpoints => "a list of host:port".to_owned(),
+            Self::OptionalSocketAddress => "an IP address with a port".to_owned(),
+            Self::Text => "text".to_owned(),
+            Self::Choice(words) => format!("one of {}", words.join(", ")),
+        }
+    }
+
     /// The text that the parser knows, as the file writes it.
     fn value(self, text: &str) -> Value {
         match self {

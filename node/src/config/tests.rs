@@ -52,6 +52,19 @@ fn a_wrong_value_is_refused_with_file_line_and_key() {
 }
 
 #[test]
+fn a_value_of_another_shape_is_refused_with_its_key_and_the_shape() {
+    for (text, place, words) in [
+        ("workloads: \n  - identity: a\n", "warren.yaml:2", ["workloads: ", "SELECTOR"]),
+        ("log: { level: info }\nworkloads:\n  - identity: a\n", "warren.yaml:3", ["workloads: ", "SELECTOR"]),
+        ("tunnel:\n  device: w0\n  port: [1]\n", "warren.yaml:3", ["tunnel.port: ", "65535"]),
+        ("state_dir:\n  a: b\n", "warren.yaml", ["state_dir: ", "path"]),
+    ] {
+        let error = file(text).expect_err(text).to_string();
+        assert!(error.starts_with(place) && words.iter().all(|word| error.contains(word)), "{error}");
+    }
+}
+
+#[test]
 fn text_that_is_not_this_document_is_refused_with_its_place() {
     for text in ["- a\n- b\n", "tunnel: 5\n", "state_dir: [a]\n", "a: {\n", "state_dir: /a\nstate_dir: /b\n"] {
         let error = file(text).expect_err(text);

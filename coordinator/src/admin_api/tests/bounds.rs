@@ -68,3 +68,67 @@ async fn a_log_that_has_grown_is_verified_anew() {
     fixture.post(&admin, "/tokens", json!({ "workloads": ["shop/web-frontend"] })).await;
     assert_eq!(fixture.get(&admin, "/audit/verify").await.body["entries"], before + 1);
 }
+
+#[tokio::test]
+async fn no_more_policies_are_judged_at_once_than_there_are_places_and_a_change_has_places_of_its_own() {
+    let fixture = Fixture::new().await;
+    let admin = fixture.claim().await;
+    let body = json!({ "files": [{ "name": "bank.yaml", "text": BANK }] });
+    let held = fixture.api.registry().hold_checks();
+    let told = fixture.post(&admin, "/policy/check", body.clone()).await;
+    assert_eq!((told.status, told.code()), (StatusCode::TOO_MANY_REQUESTS, "rate-limited"), "{}", told.body);
+    assert!(told.body["hint"].as_str().is_some_and(|hint| hint.contains("again")), "{}", told.body);
+    assert_eq!(fixture.apply(&admin, BANK, 0, "?dry_run=true").await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(fixture.apply(&admin, BANK, 0, "").await.status, StatusCode::OK, "who changes it is not kept waiting");
+    drop(held);
+    assert_eq!(fixture.post(&admin, "/policy/check", body).await.status, StatusCode::OK);
+}
+
+/// Method, path, headers, body.
+type Case<'a> = (&'a str, String, &'a [(&'a str, &'a str)], Value);
+
+#[tokio::test]
+async fn a_dry_run_says_no_where_the_change_would() {
+    let fixture = Fixture::new().await;
+    let admin = fixture.claim().await;
+    assert_eq!(fixture.apply(&admin, BANK, 0, "").await.status, StatusCode::OK);
+    let node = fixture.node(&["shop/web-frontend"]).await;
+    let made = fixture.post(&admin, "/tokens", json!({ "workloads": ["shop/web-frontend"] })).await;
+    let token = made.body["id"].as_str().unwrap().to_owned();
+    let other = fixture.token(&admin, "other", Role::CaAdmin, &[]).await;
+    let other = other.split('_').nth(1).unwrap().to_owned();
+    let large = format!(
+        "kind: Set\nname: large\nowns: [large]\n---\nkind: Namespace\nname: large\ndescription: {}\n",
+        "x".repeat(40_000)
+    );
+    let stale: &[(&str, &str)] = &[("if-match", "\"1\"")];
+    let cases: Vec<Case<'_>> = vec![
+        ("POST", "/tokens".into(), &[], json!({ "workloads": [] })),
+        ("POST", "/tokens".into(), &[], json!({ "workloads": ["shop/web-frontend"], "uses": 0 })),
+        ("POST", "/tokens".into(), &[], json!({ "workloads": ["shop/web-frontend"], "lifetimeSeconds": 86_400 * 365 })),
+        ("POST", "/tokens".into(), &[], json!({ "workloads": ["peer/laptop"] })),
+        ("DELETE", format!("/tokens/{token}"), stale, Value::Null),
+        ("DELETE", format!("/nodes/{node}"), &[], Value::Null),
+        ("DELETE", format!("/admin-tokens/{other}"), stale, Value::Null),
+        ("POST", "/admin-tokens".into(), &[], json!({ "name": "other", "role": "viewer" })),
+        ("POST", "/revocations".into(), &[], json!({ "target": { "tunnelKey": "00" } })),
+        ("PUT", "/policy".into(), stale, json!({ "files": [{ "name": "large.yaml", "text": large }] })),
+    ];
+    for (method, path, headers, body) in cases {
+        let body = (!body.is_null()).then_some(body);
+        let dry = fixture.call(&admin, method, &format!("{path}?dry_run=true"), headers, body.clone()).await;
+        let change = fixture.call(&admin, method, &path, headers, body).await;
+        assert!(change.status.is_client_error(), "{method} {path}: {}", change.body);
+        assert_eq!((dry.status, dry.code()), (change.status, change.code()), "{method} {path}: {}", dry.body);
+    }
+    let before = fixture.get(&admin, "/audit/verify").await.body["entries"].clone();
+    let dry = fixture.post(&admin, "/tokens?dry_run=true", json!({ "workloads": ["shop/web-frontend"] })).await;
+    assert_eq!((dry.status, &dry.body["id"], &dry.body["secret"]), (StatusCode::OK, &json!(""), &Value::Null));
+    let dry = fixture.call(&admin, "DELETE", &format!("/tokens/{token}?dry_run=true"), &[], None).await;
+    assert_eq!((dry.status, &dry.body["committed"]), (StatusCode::OK, &json!(false)), "{}", dry.body);
+    assert_eq!(
+        fixture.get(&admin, "/audit/verify").await.body["entries"],
+        before,
+        "and where it says yes, changes nothing"
+    );
+}

@@ -16,7 +16,7 @@ fn key() -> RequesterKey {
 
 impl Fixture {
     /// A node that may hold these, by its id.
-    async fn node(&self, workloads: &[&str]) -> String {
+    pub(super) async fn node(&self, workloads: &[&str]) -> String {
         let registry = self.api.registry();
         let new = NewJoinToken {
             lifetime: Duration::from_secs(3600),
@@ -36,7 +36,7 @@ impl Fixture {
     }
 
     /// An instance on it, by its id.
-    async fn instance(&self, node: &str, workload: &str) -> String {
+    pub(super) async fn instance(&self, node: &str, workload: &str) -> String {
         let mut tunnel_key: [u8; 32] = rand::random();
         // RFC 7748, section 5: the bit that a canonical encoding leaves clear.
         tunnel_key[31] &= 0x7f;

@@ -4,7 +4,6 @@ use warren_proto::certificate::TunnelCertificate;
 
 use super::*;
 use crate::registry::peers::devices;
-use crate::state::Stored;
 use crate::state::records::KeyOwner;
 
 const LAPTOP: &str = "---
@@ -28,7 +27,7 @@ fn peer(name: &str, key: [u8; 32]) -> NewPeer {
     NewPeer { workload: format!("peer/{name}").parse().expect("name"), key, endpoint: None, note: "of a test".into() }
 }
 
-async fn register(mesh: &Mesh, name: &str, key: [u8; 32]) -> Result<Arc<Stored<Instance>>, Refusal> {
+async fn register(mesh: &Mesh, name: &str, key: [u8; 32]) -> Result<Instance, Refusal> {
     mesh.registry.register_peer(&Caller::new("admin:eve"), peer(name, key)).await
 }
 
@@ -166,7 +165,7 @@ async fn a_device_whose_issuer_is_revoked_gets_a_certificate_of_the_next_interme
     let step = warren_proto::admin::RotationStep::Intermediate;
     let rotate = Rotate { step, force: false, missing: &nobody_is_missing };
     mesh.pass(Duration::from_secs(120));
-    mesh.registry.rotate(&Caller::new("test"), rotate, false).await.expect("rotated");
+    mesh.registry.rotate(&Caller::new("test"), rotate).await.expect("rotated");
     assert_eq!(mesh.registry.renew_peers().await, Ok(1));
     let state = mesh.registry.state();
     let renewed = state.instances.get(&device.id).expect("there");

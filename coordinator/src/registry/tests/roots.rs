@@ -10,7 +10,7 @@ use crate::registry::Rotate;
 impl Mesh {
     async fn rotate_despite(&self, step: Step, missing: &[NotReadyNode], force: bool) -> Result<TrustRoots, Refusal> {
         let missing = |_: &State, _: &TrustRoots, _: UnixTime| missing.to_vec();
-        self.registry.rotate(&Caller::new("test"), Rotate { step, force, missing: &missing }, false).await
+        self.registry.rotate(&Caller::new("test"), Rotate { step, force, missing: &missing }).await
     }
 
     async fn rotate(&self, step: Step) -> Result<TrustRoots, Refusal> {
@@ -148,4 +148,32 @@ async fn a_new_intermediate_is_under_the_same_root_and_needs_its_key() {
     mesh.pass(Duration::from_secs(60));
     assert_eq!(reason(mesh.rotate(Step::Intermediate).await), Reason::Conflict);
     assert_eq!(mesh.registry.authority().issuer_certificate(), after.issuer_certificate());
+}
+
+#[tokio::test]
+async fn the_key_of_a_root_that_does_not_sign_may_be_away_for_any_time() {
+    let mesh = Mesh::new().await;
+    mesh.rotate(Step::Introduce).await.expect("introduced");
+    let second = std::fs::read_dir(mesh.directory.path().join("ca/roots")).expect("roots").next().expect("one");
+    let key = second.expect("entry").path().join("root/root.key");
+    let kept = std::fs::read(&key).expect("key");
+    std::fs::remove_file(&key).expect("taken away");
+    // Past the end of everything that was issued under it.
+    mesh.pass(100 * DAY);
+    let renewed = mesh.registry.authority().renewed(mesh.registry.now()).expect("renewed").expect("due");
+    assert!(renewed.issuer_certificate().not_after() > mesh.registry.now(), "the root that signs issues on");
+    let mesh = mesh.restart().await;
+    assert_eq!(mesh.registry.authority().bundle().roots().count(), 2, "and is trusted as before");
+    let node = mesh.node(&["shop/web"]).await;
+    mesh.issue(node, "shop/web", &Keys::new(), None).await.expect("issued");
+
+    let refusal = mesh.rotate(Step::Activate).await.expect_err("it could not sign");
+    assert!(refusal.reason == Reason::Conflict && refusal.detail.contains("root.key"), "{refusal}");
+    assert_eq!(mesh.registry.authority().trust().stage(), RotationStage::Introduced, "nothing was changed");
+
+    std::fs::write(&key, kept).expect("put back");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
+    let back = mesh.registry.authority().renewed(mesh.registry.now()).expect("renewed").expect("it is looked for");
+    assert_eq!(back.tls_identities().count(), 2, "nodes are served under both again");
+    mesh.rotate(Step::Activate).await.expect("activated");
 }

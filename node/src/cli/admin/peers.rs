@@ -11,6 +11,7 @@ use clap::Subcommand;
 use hyper::Method;
 use serde::Serialize;
 use warren_proto::admin::{Deleted, NewPeer, Peer, PeerConnection, PeerList, Status};
+use warren_proto::spiffe::is_name;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -166,14 +167,31 @@ impl std::fmt::Debug for PrivateKey {
     }
 }
 
+impl Verb {
+    /// What can be judged of the line that was typed without anybody else.
+    fn check(&self) -> Result<(), Failure> {
+        match self {
+            Self::Add(add) => {
+                device_name(&add.name)?;
+                add.key.public_key.as_deref().map_or(Ok(()), check_public_key)
+            }
+            Self::Config { name, .. } | Self::Show { name } | Self::Remove { name, .. } => {
+                device_name(name).map(|_| ())
+            }
+            Self::List => Ok(()),
+        }
+    }
+}
+
 pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
+    arguments.verb.check()?;
     block_on(async {
         let mut client = arguments.connection.open().await?;
         match arguments.verb {
             Verb::Add(add) => return register(&mut client, context, *add).await,
             Verb::Config { name, written, private_key_file } => {
                 let key = private_key_file.as_deref().map(PrivateKey::read).transpose()?;
-                let peer: Peer = client.get(&format!("/peers/{}", path_part(&name)?)).await?;
+                let peer: Peer = client.get(&format!("/peers/{name}")).await?;
                 if let Some(key) = key.as_ref().filter(|key| key.public() != peer.public_key) {
                     let text = format!("the private key is not that of {name}");
                     return Err(Failure::new(Exit::Usage, text).because(format!(
@@ -190,13 +208,13 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
                 context.output.print(&Items { items })?;
             }
             Verb::Show { name } => {
-                let peer: Peer = client.get(&format!("/peers/{}", path_part(&name)?)).await?;
+                let peer: Peer = client.get(&format!("/peers/{name}")).await?;
                 context.output.print(&peer)?;
             }
             Verb::Remove { name, cut } => {
                 cut.confirm(context, &format!("{name} is cut off at once, and must be registered anew"))?;
                 let (terms, acknowledged) = cut.terms();
-                let path = format!("/peers/{}", path_part(&name)?);
+                let path = format!("/peers/{name}");
                 let gone: Deleted = client.change(Method::DELETE, &path, None::<&()>, &terms).await?;
                 context.output.print(&gone)?;
                 if gone.committed && acknowledged.is_wanted() {
@@ -241,10 +259,20 @@ async fn register(client: &mut AdminClient, context: &Context, add: Add) -> Outc
     acknowledged.wait(client, context, generation).await
 }
 
-/// Names are checked by the coordinator; here only that one stays a part of the path.
-fn path_part(name: &str) -> Result<&str, Failure> {
-    let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    if plain { Ok(name) } else { Err(Failure::new(Exit::Usage, format!("{name:?} is no device's name"))) }
+fn device_name(name: &str) -> Result<&str, Failure> {
+    if is_name(name) {
+        return Ok(name);
+    }
+    let text = format!("{name:?} is no device's name: a lower-case letter, then letters, digits and '-'");
+    Err(Failure::new(Exit::Usage, text).next("warren peer list"))
+}
+
+fn check_public_key(key: &str) -> Result<(), Failure> {
+    match STANDARD.decode(key) {
+        Ok(bytes) if bytes.len() == 32 => Ok(()),
+        _ => Err(Failure::new(Exit::Usage, format!("--public-key {key:?} is not 32 bytes in base64, 44 characters"))
+            .next("wg pubkey < PRIVATE-KEY-FILE prints one")),
+    }
 }
 
 fn create(path: &Path) -> Result<std::fs::File, Failure> {
@@ -471,6 +499,18 @@ PersistentKeepalive = 25
         let with = expected.replace("PRIVATE", &format!("PrivateKey = {}", *key.text()));
         assert_eq!(*configuration(&peer(), Some(&key), 25), with);
         assert!(!configuration(&peer(), None, 0).contains("PersistentKeepalive"));
+    }
+
+    #[test]
+    fn a_name_or_a_key_that_there_cannot_be_is_refused_before_anybody_is_asked() {
+        for wrong in ["", "x y", "Laptop", "a/b", "7", "..", "a?b"] {
+            assert_eq!(device_name(wrong).expect_err(wrong).exit, Exit::Usage, "{wrong:?}");
+        }
+        device_name("office-router").expect("a name");
+        for wrong in ["abc", "", &"A".repeat(44), &format!("{}=", "A".repeat(42)), &STANDARD.encode([7; 33])] {
+            assert_eq!(check_public_key(wrong).expect_err(wrong).exit, Exit::Usage, "{wrong:?}");
+        }
+        check_public_key(&STANDARD.encode([7; 32])).expect("a key");
     }
 
     #[test]
