@@ -35,7 +35,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use warren_proto::admin::BASE_PATH;
 
-use crate::audit::Verifier;
+use crate::audit::{Tree, Verifier};
 use crate::distribution::Links;
 use crate::registry::Registry;
 
@@ -52,6 +52,7 @@ struct Shared {
     hosts: Vec<String>,
     once: once::Once,
     verifier: Verifier,
+    tree: Tree,
 }
 
 impl std::fmt::Debug for Api {
@@ -65,7 +66,8 @@ impl Api {
     /// cannot make a browser's request to its own name end at ours under such a Host.
     #[must_use]
     pub fn new(registry: Arc<Registry>, links: Arc<Links>, hosts: Vec<String>) -> Self {
-        Self(Arc::new(Shared { registry, links, hosts, once: once::Once::default(), verifier: Verifier::default() }))
+        let (once, verifier, tree) = (once::Once::default(), Verifier::default(), Tree::default());
+        Self(Arc::new(Shared { registry, links, hosts, once, verifier, tree }))
     }
 
     fn registry(&self) -> &Arc<Registry> {
@@ -74,6 +76,10 @@ impl Api {
 
     fn verifier(&self) -> &Verifier {
         &self.0.verifier
+    }
+
+    fn tree(&self) -> &Tree {
+        &self.0.tree
     }
 
     fn links(&self) -> &Links {
@@ -123,6 +129,7 @@ fn routes() -> OpenApiRouter<Api> {
             .routes(routes!(audit::list))
             .routes(routes!(audit::rows))
             .routes(routes!(audit::verify))
+            .routes(routes!(audit::prove))
             .routes(routes!(admin_tokens::list, admin_tokens::create))
             .routes(routes!(admin_tokens::delete))
             .routes(routes!(admin_tokens::claim)),

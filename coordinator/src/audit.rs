@@ -5,6 +5,8 @@
 //! the SHA-256 of the stored bytes of the entry before it. That the newest entries were not cut off is the store's to
 //! show (its mark and digest), or an auditor's who noted an earlier [`Verified::head`].
 
+mod tree;
+
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,8 @@ use sha2::{Digest, Sha256};
 use warren_proto::{Reason, UnixTime, reason::Refusal};
 
 use crate::store::{Compare, Read, Store, StoreError, Write};
+
+pub use tree::{Proven, Tree, find_issuance, row};
 
 /// Where entries lie: the prefix, then the number as eight bytes, big-endian.
 pub const PREFIX: &[u8] = b"audit/";

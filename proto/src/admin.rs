@@ -5,6 +5,7 @@
 //! Times are RFC 3339 in UTC, identifiers are strings, field names are camelCase.
 
 mod attestation;
+mod audit;
 mod authority;
 mod credential;
 mod mesh;
@@ -21,6 +22,7 @@ use crate::UnixTime;
 use crate::reason::{Reason, Refusal};
 
 pub use attestation::*;
+pub use audit::*;
 pub use authority::*;
 pub use credential::{AdminTokenId, Credential, MAX_CREDENTIAL_LENGTH};
 pub use mesh::*;

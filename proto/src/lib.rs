@@ -10,6 +10,7 @@ pub mod codec;
 pub mod control_trust;
 pub mod id;
 pub mod join_token;
+pub mod merkle;
 pub mod overlay;
 pub mod peer_map;
 pub mod policy;
@@ -18,6 +19,7 @@ pub mod reason;
 pub mod root_hint;
 pub mod spiffe;
 pub mod time;
+pub mod tree_head;
 pub mod trust_bundle;
 
 /// The protobuf messages, as generated from `proto/src/wire/*.proto`. Field comments stand there.

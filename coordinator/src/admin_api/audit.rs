@@ -4,8 +4,12 @@ use std::time::Instant;
 
 use axum::extract::State;
 use utoipa::IntoParams;
-use warren_proto::admin::{AuditEntry, AuditExport, AuditList, AuditReport, Page, Versioned};
+use warren_proto::admin::{
+    AuditEntry, AuditExport, AuditHead, AuditList, AuditProof, AuditReport, Page, ProvenRow, ProvenSince, Versioned,
+    shown_path,
+};
 use warren_proto::reason::{Reason, Refusal};
+use warren_proto::tree_head::TreeHead;
 
 use super::problem::ApiError;
 use super::request::{Answer, Paging, Params, cursor};
@@ -84,4 +88,52 @@ pub(super) async fn verify(State(api): State<Api>, _: Authorized<Viewer>) -> Res
             head: String::new(),
         })),
     }
+}
+
+/// The longest serial number of a certificate, in hexadecimal digits.
+const MAX_SERIAL: usize = 64;
+
+#[derive(Debug, serde::Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Asked {
+    /// Prove that this row is in the log.
+    row: Option<u64>,
+    /// Prove that the row is in it that issued the certificate with this serial number, hexadecimal.
+    serial: Option<String>,
+    /// Prove that the log of so many rows is the beginning of this one.
+    since: Option<u64>,
+}
+
+/// A signed head of the Merkle tree over the log's rows (RFC 9162), with the proofs that were asked for: for whoever checks without
+/// asking this coordinator again.
+#[utoipa::path(get, path = "/audit/proof", tag = "audit", params(Asked), security(("token" = [])),
+    responses((status = 200, body = Versioned<AuditProof>)))]
+pub(super) async fn prove(
+    State(api): State<Api>,
+    _: Authorized<Viewer>,
+    Params(Asked { row, serial, since }): Params<Asked>,
+) -> Result<Answer<AuditProof>, ApiError> {
+    let (registry, store) = (api.registry(), &**api.registry().store());
+    let seq = match (row, serial) {
+        (Some(_), Some(_)) => return Err(Refusal::new(Reason::InvalidField, "row, serial: only one of them").into()),
+        (None, Some(serial)) if serial.is_empty() || serial.len() > MAX_SERIAL => {
+            return Err(Refusal::new(Reason::InvalidField, "serial: expected 1 to 64 hexadecimal digits").into());
+        }
+        (None, Some(serial)) => Some(audit::find_issuance(store, &serial).await?),
+        (row, None) => row,
+    };
+    let proven = api.tree().prove(store, seq, since).await?;
+    let row = match (seq, proven.inclusion) {
+        (Some(seq), Some(path)) => {
+            Some(ProvenRow { seq, text: audit::row(store, seq).await?, path: shown_path(&path) })
+        }
+        _ => None,
+    };
+    let since = since.zip(proven.consistency).map(|(size, path)| ProvenSince { size, path: shown_path(&path) });
+    let authority = registry.authority();
+    let trust_domain = authority.bundle().trust_domain().clone();
+    let head = TreeHead { trust_domain, size: proven.size, root: proven.root, time: registry.now() };
+    let head = AuditHead::new(&head, &authority.sign(head.to_body(), &[]));
+    Ok(Answer::ok(AuditProof { head, row, since }))
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::{Commit, Options, Outcome, Seams, SledStore};
 
-fn draft(object: &str) -> Draft {
+pub(super) fn draft(object: &str) -> Draft {
     Draft {
         time: UnixTime(1_800_000_000),
         who: "token:first".into(),
@@ -15,13 +15,13 @@ fn draft(object: &str) -> Draft {
     }
 }
 
-fn store(directory: &std::path::Path) -> SledStore {
+pub(super) fn store(directory: &std::path::Path) -> SledStore {
     let options =
         Options { keep_free: 0, keep_free_percent: 0, ballast: 0, any_file_system: true, ..Options::new(directory) };
     SledStore::create(options, Seams::default()).unwrap()
 }
 
-async fn append(store: &SledStore, chain: &mut Chain, drafts: Vec<Draft>) {
+pub(super) async fn append(store: &SledStore, chain: &mut Chain, drafts: Vec<Draft>) {
     let appended = chain.append(drafts);
     let outcome = store.commit(Commit::new(appended.compares, appended.writes)).await.unwrap();
     assert!(matches!(outcome, Outcome::Committed { .. }));

@@ -28,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             "administer::an_exported_log_shows_without_the_coordinator_that_it_is_whole_and_what_it_issued",
             exported,
         ),
+        claim("administer::an_issuance_and_an_unchanged_log_are_proven_with_the_coordinator_away", proven),
         claim("administer::what_a_node_may_hold_is_changed_and_what_ended_on_it_is_forgotten", node_verbs),
     ]
 }
@@ -163,6 +164,50 @@ fn exported() -> Result<()> {
     std::fs::write(&file, rows.replacen(&serial, "4242", 1))?;
     let broken = web.say(&["audit", "verify", "--file", name])?.expect(3)?;
     ensure!(broken.stdout.contains("was changed"), "{broken:?}");
+    Ok(())
+}
+
+fn proven() -> Result<()> {
+    let mut mesh = Mesh::new(&[])?;
+    mesh.try_apply(POLICY, &[])?.expect(0)?;
+    let place = mesh.lab.directory().to_owned();
+    let keep = |name: &str, text: &str| -> Result<String> {
+        let file = place.join(name);
+        std::fs::write(&file, text)?;
+        Ok(file.to_str().context("a path in UTF-8")?.to_owned())
+    };
+    let kept = mesh.coordinator.say(&["audit", "head", "-o", "json"])?.expect(0)?.stdout;
+    let kept = keep("head.json", &kept)?;
+    let web = mesh.node("web-1", WEB)?;
+    let shown = web.say(&["cert", "show", "-o", "json"])?.expect(0)?.json()?;
+    let serials: Vec<_> =
+        shown["items"].as_array().context("certificates")?.iter().map(|item| &item["serial"]).collect();
+    ensure!(serials.len() > 1, "the node's and the tunnel's: {shown:#}");
+    let root = keep("kept-root.pem", &std::fs::read_to_string(mesh.coordinator.directory().join("root.pem"))?)?;
+    let mut proofs = Vec::new();
+    for serial in &serials {
+        let serial = serial.as_str().context("a serial number")?;
+        let proof =
+            mesh.coordinator.say(&["audit", "prove", serial, "--since", &kept, "-o", "json"])?.expect(0)?.stdout;
+        proofs.push((serial, proof));
+    }
+    mesh.coordinator.say(&["audit", "prove", "00ff"])?.expect(6)?;
+    mesh.coordinator.stop()?;
+    let verify = |proof: &str, serial: &str, exit| {
+        let arguments = ["audit", "verify", "--proof", proof, "--head", &kept, "--serial", serial, "--root", &root];
+        web.say(&arguments)?.expect(exit)
+    };
+    for (serial, proof) in &proofs {
+        let file = keep("proof.json", proof)?;
+        let said = verify(&file, serial, 0)?;
+        ensure!(said.stdout.contains("is in the log") && said.stdout.contains("its beginning"), "{said:?}");
+        verify(&file, "00ff", 3)?;
+        verify(&keep("proof.json", &proof.replace(serial, "00ff"))?, "00ff", 3)?;
+    }
+    let other = Mesh::new(&[])?;
+    let foreign = other.coordinator.say(&["audit", "head", "-o", "json"])?.expect(0)?.stdout;
+    let refused = web.say(&["audit", "verify", "--proof", &keep("foreign.json", &foreign)?, "--root", &root])?;
+    ensure!(refused.stderr.contains("manifest-signer"), "{refused:?}");
     Ok(())
 }
 

@@ -4,6 +4,7 @@ mod administrators;
 mod attestors;
 mod audit;
 mod audit_file;
+mod audit_proof;
 mod ca;
 mod changes;
 mod connection;

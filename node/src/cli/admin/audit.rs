@@ -1,13 +1,14 @@
-//! `warren audit list | export | verify`.
+//! `warren audit list | export | head | prove | verify`.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use warren_proto::admin::{AuditEntry, AuditExport, AuditList, AuditReport};
+use warren_proto::admin::{AuditEntry, AuditExport, AuditList, AuditProof, AuditReport};
 
 use super::audit_file::{Questions, verify};
+use super::audit_proof;
 use super::connection::Connection;
 use super::{Context, Exit, Failure, Items, Outcome, Present, Rows, Table};
 use crate::cli::block_on;
@@ -16,12 +17,17 @@ use crate::cli::block_on;
 #[command(after_help = "\
 Every change and every issued certificate leaves a row, written in the same commit. Rows are chained by hash. `verify` exits 3 when the chain is broken. Note the head it prints: a later verification that passes through it shows that nothing before was changed. With --file it is checked here, without the coordinator, on rows that `export` wrote.
 
+The rows are also the leaves of a Merkle tree (RFC 9162) whose head the coordinator signs. `prove` gives a row with the proof that it is in the log; `verify --proof` checks it here, by the mesh's root certificate alone. Keep a head: with --since a later proof shows that the log of then is the beginning of the log of now, and `verify --head` checks that.
+
 Examples:
   warren audit list --limit 20
   warren audit list -o json | jq '.items[] | select(.action == \"node.revoke\")'
   warren audit verify
   warren audit export > audit.jsonl
-  warren audit verify --file audit.jsonl --noted HASH --serial 4f6a...")]
+  warren audit verify --file audit.jsonl --noted HASH --serial 4f6a...
+  warren audit head -o json > head.json
+  warren audit prove 4f6a... --since head.json -o json > proof.json
+  warren audit verify --proof proof.json --head head.json --serial 4f6a... --root root.pem")]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     connection: Connection,
@@ -43,27 +49,107 @@ enum Verb {
         #[arg(long, value_name = "SEQ", default_value_t = 0)]
         after: u64,
     },
-    /// Check every link of the chain
+    /// Print the signed head of the tree over all rows
+    Head {
+        #[command(flatten)]
+        since: Since,
+    },
+    /// Print a row with the proof that it is in the log
+    #[command(group = clap::ArgGroup::new("which").required(true))]
+    Prove {
+        /// The row that issued the certificate with this serial number, hexadecimal.
+        #[arg(value_name = "SERIAL", group = "which")]
+        serial: Option<String>,
+        /// The row with this number.
+        #[arg(long, value_name = "SEQ", group = "which")]
+        row: Option<u64>,
+        #[command(flatten)]
+        since: Since,
+    },
+    /// Check every link of the chain, or a proof
     Verify {
         /// Check this file of exported rows, here; `-` reads stdin.
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Check this proof, here, by the mesh's root certificate (--root); `-` reads stdin.
+        #[arg(long, value_name = "FILE", conflicts_with = "file")]
+        proof: Option<PathBuf>,
+        /// A head that was kept earlier: the log must begin with the log of then. Takes --proof made with --since, or --file.
+        #[arg(long, value_name = "FILE")]
+        head: Option<PathBuf>,
         /// The hash of a row that was noted earlier: the log must pass through it.
         #[arg(long, value_name = "HASH", requires = "file")]
         noted: Option<String>,
         /// A certificate's serial number, hexadecimal: its issuance must be in the log.
-        #[arg(long, value_name = "SERIAL", requires = "file")]
+        #[arg(long, value_name = "SERIAL")]
         serial: Option<String>,
     },
 }
 
-pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
-    if let Verb::Verify { file: Some(file), noted, serial } = arguments.verb {
-        return verify_file(&file, &Questions { noted, serial }, context);
+#[derive(Debug, clap::Args)]
+struct Since {
+    /// Prove also that the log of this head, kept earlier, is the beginning of the log of now.
+    #[arg(long, value_name = "FILE")]
+    since: Option<PathBuf>,
+}
+
+impl Since {
+    /// As the API takes it.
+    fn query(&self) -> Result<Option<String>, Failure> {
+        let Some(path) = &self.since else { return Ok(None) };
+        Ok(Some(format!("since={}", audit_proof::read(path)?.head.size)))
     }
+}
+
+/// `word`, if it can be a serial number: what is sent is a part of a query.
+fn serial_number(word: &str) -> Result<&str, Failure> {
+    if (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(word);
+    }
+    Err(Failure::new(Exit::Usage, format!("{word:?} is no serial number: expected 1 to 64 hexadecimal digits"))
+        .next("openssl x509 -in CERTIFICATE -noout -serial"))
+}
+
+pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
+    if let Verb::Verify { file, proof, head, noted, serial } = &arguments.verb {
+        let serial = serial.as_deref().map(serial_number).transpose()?.map(str::to_owned);
+        let trusted = || audit_proof::Trusted::read(arguments.connection.root()?);
+        let kept = match head {
+            Some(path) => Some(trusted()?.head(&audit_proof::read(path)?)?),
+            None => None,
+        };
+        match (file, proof) {
+            (Some(file), _) => return verify_file(file, &Questions { noted: noted.clone(), serial, kept }, context),
+            (None, Some(path)) => {
+                let report = trusted()?.verify(&audit_proof::read(path)?, serial.as_deref(), kept.as_ref())?;
+                context.output.print(&report)?;
+                return Ok(if report.holds { Exit::Yes } else { Exit::No });
+            }
+            (None, None) if serial.is_some() || kept.is_some() => {
+                let text = "--serial and --head are asked of a proof or of exported rows";
+                return Err(Failure::new(Exit::Usage, text)
+                    .next("warren audit verify --proof FILE, or --file FILE; the coordinator's word alone would prove nothing"));
+            }
+            (None, None) => {}
+        }
+    }
+    let asked = match &arguments.verb {
+        Verb::Head { since } => since.query()?.into_iter().collect::<Vec<_>>(),
+        Verb::Prove { serial, row, since } => {
+            let serial = serial.as_deref().map(serial_number).transpose()?.map(|serial| format!("serial={serial}"));
+            let row = row.map(|row| format!("row={row}"));
+            serial.into_iter().chain(row).chain(since.query()?).collect()
+        }
+        Verb::List { .. } | Verb::Export { .. } | Verb::Verify { .. } => Vec::new(),
+    };
     block_on(async {
         let mut client = arguments.connection.open().await?;
         match arguments.verb {
+            Verb::Head { .. } | Verb::Prove { .. } => {
+                let proof: AuditProof = client.get(&format!("/audit/proof?{}", asked.join("&"))).await?;
+                context.output.print(&proof)?;
+                Ok(Exit::Yes)
+            }
             Verb::List { limit } => {
                 let items = client.list("/audit", limit, |list: AuditList| list.page).await?;
                 context.output.print(&Items { items })?;
@@ -89,14 +175,22 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
 }
 
 fn verify_file(path: &Path, questions: &Questions, context: &Context) -> Outcome {
-    let unreadable =
-        |error: std::io::Error| Failure::new(Exit::Failed, format!("{} cannot be read", path.display())).cause(&error);
+    let unreadable = |error: std::io::Error| {
+        let exit = if error.kind() == std::io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failed };
+        let next = format!("warren audit export > {}", path.display());
+        Failure::new(exit, format!("{} cannot be read", path.display())).cause(&error).next(next)
+    };
     let report = if path == Path::new("-") {
         verify(std::io::stdin().lock(), questions)
     } else {
         verify(BufReader::new(File::open(path).map_err(unreadable)?), questions)
     };
     let report = report.map_err(unreadable)?;
+    if !report.is_an_export {
+        let text = format!("{} is no export of the audit log: {}", path.display(), report.report.problem);
+        let next = "warren audit export > audit.jsonl writes one: one row a line, as the coordinator stores it";
+        return Err(Failure::new(Exit::Usage, text).next(next));
+    }
     context.output.print(&report)?;
     Ok(if report.holds { Exit::Yes } else { Exit::No })
 }

@@ -9,6 +9,8 @@ use std::io::BufRead;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use warren_proto::admin::AuditReport;
+use warren_proto::merkle::{Frontier, leaf_hash};
+use warren_proto::tree_head::{TreeHead, issued_serial};
 
 use super::Present;
 
@@ -21,22 +23,12 @@ struct Row {
     seq: u64,
     previous: String,
     #[serde(default)]
-    new: Option<New>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum New {
-    Certificate { serial: Option<String> },
-    Other(serde::de::IgnoredAny),
+    new: Option<serde_json::Value>,
 }
 
 impl Row {
     fn serial(&self) -> Option<&str> {
-        match &self.new {
-            Some(New::Certificate { serial }) => serial.as_deref(),
-            Some(New::Other(_)) | None => None,
-        }
+        self.new.as_ref().and_then(issued_serial)
     }
 }
 
@@ -51,6 +43,9 @@ pub(super) struct FileReport {
     pub(super) issued_in: Vec<u64>,
     /// Whether every question was answered with yes.
     pub(super) holds: bool,
+    /// Whether its first line is a row at all; an empty file is none.
+    #[serde(skip)]
+    pub(super) is_an_export: bool,
 }
 
 /// What is asked beside the chain itself.
@@ -60,6 +55,8 @@ pub(super) struct Questions {
     pub(super) noted: Option<String>,
     /// The serial number, hexadecimal, of a certificate whose issuance must be in the log.
     pub(super) serial: Option<String>,
+    /// A head that was kept earlier, its signature checked: the rows it counts must have its root.
+    pub(super) kept: Option<TreeHead>,
 }
 
 /// Reads the file to its end, or to where it breaks.
@@ -69,7 +66,8 @@ pub(super) struct Questions {
 pub(super) fn verify(mut file: impl BufRead, questions: &Questions) -> std::io::Result<FileReport> {
     let mut report =
         AuditReport { intact: true, problem: String::new(), entries: 0, first: 0, last: 0, head: hex::encode([0; 32]) };
-    let (mut issued_in, mut passed) = (Vec::new(), false);
+    let (mut issued_in, mut passed, mut is_an_export) = (Vec::new(), false, false);
+    let (mut frontier, mut met) = (Frontier::default(), None);
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -81,14 +79,23 @@ pub(super) fn verify(mut file: impl BufRead, questions: &Questions) -> std::io::
         }
         match take(&mut report, &line) {
             Ok(row) => {
+                is_an_export = true;
+                let _ = frontier.append(leaf_hash(&line));
+                if let Some(kept) = questions.kept.as_ref().filter(|kept| kept.size == row.seq) {
+                    met = Some(report.first == 1 && frontier.root() == kept.root);
+                }
                 passed |= questions.noted.as_ref().is_some_and(|noted| noted.eq_ignore_ascii_case(&report.head));
                 let asked = questions.serial.as_deref().zip(row.serial());
                 if asked.is_some_and(|(asked, serial)| asked.eq_ignore_ascii_case(serial)) {
                     issued_in.push(row.seq);
                 }
             }
-            Err(problem) => {
+            Err(Misfit::NoRow(problem)) => {
                 (report.intact, report.problem) = (false, problem);
+                break;
+            }
+            Err(Misfit::Broken(problem)) => {
+                (report.intact, report.problem, is_an_export) = (false, problem, true);
                 break;
             }
         }
@@ -98,29 +105,50 @@ pub(super) fn verify(mut file: impl BufRead, questions: &Questions) -> std::io::
         holds = false;
         report.problem =
             "no row has the hash that was noted: this is another log, or one that was changed before".to_owned();
+    } else if holds && questions.kept.as_ref().is_some_and(|kept| kept.size > 0) && met != Some(true) {
+        holds = false;
+        report.problem = match met {
+            None => "it ends before the rows that the kept head counts: rows are gone, or this export is older",
+            Some(_) if report.first != 1 => "its beginning was left out, and a head counts every row",
+            Some(_) => {
+                "the rows that the kept head counts are not those of then: this is another log, or one that was changed"
+            }
+        }
+        .to_owned();
     } else if holds && questions.serial.is_some() && issued_in.is_empty() {
         holds = false;
         report.problem = "no row issued that certificate".to_owned();
     }
-    Ok(FileReport { report, issued_in, holds })
+    if !is_an_export && report.problem.is_empty() {
+        report.problem = "it is empty".to_owned();
+    }
+    Ok(FileReport { report, issued_in, holds, is_an_export })
 }
 
-fn take(report: &mut AuditReport, line: &[u8]) -> Result<Row, String> {
+/// Why a line does not go on from those before.
+enum Misfit {
+    /// It is no row.
+    NoRow(String),
+    /// It is one, and not the one that comes here.
+    Broken(String),
+}
+
+fn take(report: &mut AuditReport, line: &[u8]) -> Result<Row, Misfit> {
     let expected = report.last + 1;
     if line.len() > MAX_LINE {
-        return Err(format!("line {expected} is longer than any row"));
+        return Err(Misfit::NoRow(format!("line {expected} is longer than any row")));
     }
-    let row: Row = serde_json::from_slice(line).map_err(|_| format!("row {expected} does not parse"))?;
+    let row: Row = serde_json::from_slice(line).map_err(|_| Misfit::NoRow(format!("row {expected} does not parse")))?;
     let oldest = report.entries == 0;
     if row.seq != expected && !oldest {
-        return Err(format!("row {expected} is missing: row {} stands in its place", row.seq));
+        return Err(Misfit::Broken(format!("row {expected} is missing: row {} stands in its place", row.seq)));
     }
     // The oldest row of a log whose beginning was left out has nothing to be compared with.
     if (!oldest || row.seq == 1) && row.previous != report.head {
-        return Err(format!(
+        return Err(Misfit::Broken(format!(
             "row {} does not carry the hash of the row before it: that row, or this one, was changed",
             row.seq
-        ));
+        )));
     }
     if oldest {
         report.first = row.seq;
@@ -199,6 +227,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_no_export_is_told_from_a_log_that_is_broken() {
+        for other in ["", "not json", "{\"apiVersion\":1}", "[]"] {
+            assert!(!check(&[other.to_owned()], &Questions::default()).is_an_export, "{other:?}");
+        }
+        let whole = log(3);
+        assert!(check(&whole, &Questions::default()).is_an_export);
+        let broken = check(&[whole[0].clone(), whole[2].clone()], &Questions::default());
+        assert!(broken.is_an_export && !broken.holds);
+        assert!(check(&[whole[0].clone(), "not json".to_owned()], &Questions::default()).is_an_export);
+    }
+
+    #[test]
     fn a_hash_that_was_noted_shows_a_log_that_was_written_anew_or_cut_off() {
         let whole = log(9);
         let noted = check(&whole[..5], &Questions::default()).report.head;
@@ -213,6 +253,33 @@ mod tests {
         }
         let report = check(&anew, &asked);
         assert!(report.report.intact && !report.holds, "whole in itself, and another one");
+    }
+
+    #[test]
+    fn a_head_that_was_kept_shows_rows_that_were_changed_or_are_gone() {
+        let whole = log(9);
+        let head_of = |rows: &[String]| {
+            let mut frontier = Frontier::default();
+            for row in rows {
+                let _ = frontier.append(leaf_hash(row.as_bytes()));
+            }
+            let trust_domain = "bank.example".parse().expect("name");
+            let kept = TreeHead {
+                trust_domain,
+                size: frontier.size(),
+                root: frontier.root(),
+                time: warren_proto::UnixTime(0),
+            };
+            Questions { kept: Some(kept), ..Questions::default() }
+        };
+        for size in 0..=9 {
+            assert!(check(&whole, &head_of(&whole[..size])).holds, "{size} rows");
+        }
+        assert!(!check(&whole[..4], &head_of(&whole[..5])).holds, "rows are gone");
+        assert!(!check(&whole[2..], &head_of(&whole[..5])).holds, "without its beginning nothing is known");
+        let mut other = whole.clone();
+        other[2] = other[2].replace("node:1", "node:2");
+        assert!(!check(&whole, &head_of(&other[..5])).holds, "a row was changed before");
     }
 
     #[test]

@@ -42,18 +42,21 @@ impl Connection {
         self.open_with(file).await
     }
 
+    /// The file with the mesh's root certificate.
+    pub(super) fn root(&self) -> Result<&Path, Failure> {
+        self.root.as_deref().ok_or_else(|| {
+            Failure::new(Exit::Usage, "no root certificate was named")
+                .next("--root root.pem, or set WARREN_ROOT; `init` wrote it to DIR/root.pem")
+        })
+    }
+
     /// Connects with the token in `file`.
     pub(super) async fn open_with(&self, file: &Path) -> Result<AdminClient, Failure> {
         let missing = |what: &str, how: &str| Failure::new(Exit::Usage, what).next(how);
         let url = self.coordinator.clone().ok_or_else(|| {
             missing("no coordinator was named", "--coordinator https://HOST:8444, or set WARREN_COORDINATOR")
         })?;
-        let root = self.root.clone().ok_or_else(|| {
-            missing(
-                "no root certificate was named",
-                "--root root.pem, or set WARREN_ROOT; `init` wrote it to DIR/root.pem",
-            )
-        })?;
+        let root = self.root()?.to_owned();
         let credential = read(file)?;
         Ok(AdminClient::connect(&Endpoint { url, root }, &credential).await?)
     }
