@@ -142,11 +142,40 @@ impl TunnelBinding {
 }
 
 /// Whether an X25519 public key is of low order: agreement with it gives zero for every private key (RFC 7748,
-/// section 6.1), so it would bind a tunnel to nobody. All encodings of such points are found, for the agreement
-/// itself is the test.
+/// section 6.1), so it would bind a tunnel to nobody. All encodings of such points are found. An agreement would tell as
+/// well, at two hundred times the price, and handshake messages are asked before anything else is spent on them.
 #[must_use]
 pub fn is_low_order(tunnel_key: &[u8; 32]) -> bool {
-    x25519_dalek::x25519([0x40; 32], *tunnel_key) == [0; 32]
+    // Agreement ignores the top bit.
+    let mut coordinate = *tunnel_key;
+    coordinate[31] &= 0x7f;
+    LOW_ORDER.contains(&coordinate)
+}
+
+/// Every spelling below 2^255, little-endian, of the u-coordinates that eight times a point takes to the neutral element: the
+/// curve's eight such points have 0, one of 1 and -1, and the two long ones; its twist's four have 0 and the other of 1 and -1.
+/// The prime is 2^255 - 19, so that 0 and 1 have a second spelling there.
+const LOW_ORDER: [[u8; 32]; 7] = [
+    [0; 32],
+    spelled(0x01, 0x00, 0x00),
+    spelled(0xec, 0xff, 0x7f),
+    spelled(0xed, 0xff, 0x7f),
+    spelled(0xee, 0xff, 0x7f),
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09,
+        0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+    ],
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44,
+        0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+    ],
+];
+
+const fn spelled(low: u8, middle: u8, high: u8) -> [u8; 32] {
+    let mut bytes = [middle; 32];
+    bytes[0] = low;
+    bytes[31] = high;
+    bytes
 }
 
 /// Whether an X25519 public key is written the one way in which agreement writes it: below 2^255 - 19 and so
@@ -195,12 +224,44 @@ mod tests {
         assert!(TunnelBinding::from_der(&der).is_err());
     }
 
+    /// What makes a key of low order: agreement with it gives zero.
+    fn agrees_on_nothing(key: &[u8; 32]) -> bool {
+        [[0x40; 32], [0x58; 32]].map(|secret| x25519_dalek::x25519(secret, *key)) == [[0; 32]; 2]
+    }
+
+    #[test]
+    fn every_spelling_of_a_low_order_key_is_found_and_its_neighbours_are_not() {
+        for spelling in LOW_ORDER {
+            for top in [0, 0x80] {
+                let mut key = spelling;
+                key[31] |= top;
+                assert!(is_low_order(&key) && agrees_on_nothing(&key), "{key:x?}");
+                for near in [key[0].wrapping_add(1), key[0].wrapping_sub(1), key[0] ^ 0x80] {
+                    key[0] = near;
+                    assert_eq!(is_low_order(&key), agrees_on_nothing(&key), "{key:x?}");
+                }
+            }
+        }
+        // All that has two spellings, and some around it.
+        for low in 0..=255 {
+            for (middle, high) in [(0x00, 0x00), (0x00, 0x80), (0xff, 0x7f), (0xff, 0xff)] {
+                let key = spelled(low, middle, high);
+                assert_eq!(is_low_order(&key), agrees_on_nothing(&key), "{key:x?}");
+            }
+        }
+    }
+
     #[test]
     fn a_node_cannot_claim_the_plain_mark() {
         assert!(!Capabilities::claimed(u64::MAX).contains(Capabilities::PLAIN));
     }
 
     proptest! {
+        #[test]
+        fn keys_are_of_low_order_when_agreement_says_so(key: [u8; 32]) {
+            prop_assert_eq!(is_low_order(&key), agrees_on_nothing(&key));
+        }
+
         #[test]
         fn arbitrary_bytes_never_panic_and_what_parses_encodes_to_itself(
             bytes in proptest::collection::vec(any::<u8>(), 0..100),

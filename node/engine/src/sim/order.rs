@@ -81,7 +81,7 @@ fn no_flow_overtakes_itself_when_a_session_begins() {
             world.restart_with(of, workers);
         }
         (world.wire, world.steering) = (FIFO, Steering::ByReceiver);
-        (world.sleep, world.queueing) = (Duration::from_micros(300), Duration::from_micros(600));
+        (world.sleep, world.queueing) = (Duration::from_micros(600), Duration::from_micros(900));
         let mut sent = 0;
         for _ in 0..5 {
             // Each session is over, and nobody has asked for the next.

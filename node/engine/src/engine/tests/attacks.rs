@@ -110,7 +110,7 @@ fn a_low_order_ephemeral_key_is_refused_before_any_agreement() {
     assert_eq!(world.drops(1, Reason::LowOrderPoint), 2);
 }
 
-/// Finding a key of low order is a multiplication like an agreement's: under load a cookie comes before it too.
+/// Agreements with it are what costs: under load a cookie comes before whatever an ephemeral key may be.
 #[test]
 fn under_load_nothing_is_computed_with_an_ephemeral_key_before_a_cookie() {
     let mut world = World::pair();

@@ -21,7 +21,10 @@
 //! trip and 200 ms or more (RFC 6298, Linux), then after twice that, and so on; the first one after a verdict is answered with
 //! a size that fits. Whatever moment of a question the path becomes narrower in, the verdict comes within three round trips,
 //! [`VERIFY_EVERY`] and three times [`SPACING`], mostly before the second of those: no stream stands still for 3 s where a round
-//! trip takes less than 0.45 s. The simulation measures it.
+//! trip takes less than 0.45 s. The simulation measures it. On longer ways it is the sender's timer that counts and no faster
+//! verdict would help: the first segment sent again is lost as well, since no verdict can come within one timeout (a round trip
+//! and 200 ms; a probe's loss shows after a round trip and the pause before the probe), and the second goes after three
+//! timeouts. With the round trip in which it is answered that is four round trips and 0.6 s: 4.6 s where one takes a second.
 
 use std::net::SocketAddr;
 use std::time::Duration;
