@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libtest_mimic::Trial;
+use sha2::{Digest, Sha256};
 use warren_netns_tests::attacker::{self, Key};
 use warren_netns_tests::host::{ANSWER, Host, Outcome};
 use warren_netns_tests::mesh::IN_FORCE;
@@ -68,6 +69,14 @@ impl Flood {
     }
 }
 
+/// An initiation with the first three bytes of a hash of the responder's key in its reserved ones, as warren sends it.
+fn hinted(initiation: &[u8], responder: &[u8; 32]) -> Vec<u8> {
+    let hint = Sha256::new().chain_update(b"warren key hint v1").chain_update(responder).finalize();
+    let mut message = initiation.to_vec();
+    message[1..4].copy_from_slice(&hint[..3]);
+    message
+}
+
 fn floods() -> Result<()> {
     let (mut mesh, web, bank) = web_and_bank(&[])?;
     wait_until_allowed(&web, &bank)?;
@@ -86,8 +95,11 @@ fn floods() -> Result<()> {
     let mut flood = Flood::new();
     // A flow each from 800 ports, again and again.
     flood.add(&loud.host, bank.at(8080)?, 800, vec![vec![7; 64]])?;
-    // Right initiations of keys that nobody knows, and ones with a wrong mac.
-    flood.add(&outsider, to, 16, attacker::initiations(&Key::unknown(), responder, 200)?)?;
+    // Right initiations of keys that nobody knows, with the hint that puts the node under load and without, and ones with
+    // a wrong mac.
+    let right = attacker::initiations(&Key::unknown(), responder, 200)?;
+    flood.add(&outsider, to, 16, right.iter().map(|message| hinted(message, &responder)).collect())?;
+    flood.add(&outsider, to, 16, right)?;
     flood.add(&outsider, to, 16, vec![[&[1, 0, 0, 0][..], &[7; 144]].concat()])?;
     eventually("the flood arrives", IN_FORCE, || Ok(refused()? > before + FLOOD / 10))?;
 
@@ -103,6 +115,7 @@ fn floods() -> Result<()> {
     eventually("enough of a flood was there", IN_FORCE, || Ok(refused()? > before + FLOOD))?;
     let status = bank.say(&["status", "-o", "json"])?.expect(0)?.json()?;
     let sent = flood.end()?;
+    ensure!(drops(&bank, "cookie-required")? > FLOOD / 10, "the node was under load: {}", status["drops"]);
     ensure!(
         answered == EXCHANGES,
         "{answered} of {EXCHANGES} exchanges were answered beside {sent} datagrams: {}",

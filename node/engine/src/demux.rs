@@ -78,6 +78,11 @@ pub(crate) fn ephemeral(message: &[u8]) -> Option<&TunnelKey> {
     message.get(at..at + 32).and_then(|bytes| bytes.try_into().ok())
 }
 
+/// Whether an initiation carries a second mac, right or wrong.
+pub(crate) fn has_second_mac(initiation: &[u8]) -> bool {
+    initiation.last_chunk::<16>().is_some_and(|mac| *mac != [0; 16])
+}
+
 /// Receiver indices in use: prefixes of handshake tunnels, 256 indices each, and single ones of data sessions.
 /// Both are drawn at random and never overlap.
 pub(crate) struct Indices {
@@ -159,10 +164,15 @@ impl Bucket {
 const PER_SOURCE_PER_SECOND: f64 = 20.0;
 const PER_SOURCE_BURST: f64 = 5.0;
 /// Keys that initiations without a hint are tried with: a hash for each key, a third of a microsecond, so at most a twentieth
-/// of a core. Whoever does not know a key of ours costs no more than that; whoever does comes to the gate like those who send
-/// a hint. With one key no junk that fits through the mailbox uses this up, and plain devices are not shut out.
+/// of a core. Whoever does not know a key of ours costs no more than that. With one key no junk that fits through the mailbox uses this up, and plain devices are not shut out.
 const TRIALS_PER_SECOND: f64 = 150_000.0;
 const TRIALS_BURST: f64 = 75_000.0;
+/// Initiations without a hint, made for a key of ours, that may cost a key agreement each without a cookie.
+const UNHINTED_PER_SECOND: f64 = 100.0;
+const UNHINTED_BURST: f64 = 50.0;
+/// Cookies that are handed out to the others.
+const REPLIES_PER_SECOND: f64 = 1000.0;
+const REPLIES_BURST: f64 = 100.0;
 /// Sources remembered at once; when full, those idle for a second give way, else newcomers are refused.
 const MAX_SOURCES: usize = 4096;
 
@@ -176,6 +186,8 @@ pub(crate) struct LoadGate {
     loaded_until: Duration,
     sources: HashMap<IpAddr, Bucket, RandomState>,
     trials: Bucket,
+    unhinted: Bucket,
+    replies: Bucket,
 }
 
 impl LoadGate {
@@ -187,6 +199,8 @@ impl LoadGate {
             loaded_until: Duration::ZERO,
             sources: HashMap::default(),
             trials: Bucket { tokens: TRIALS_BURST, filled_at: Duration::ZERO },
+            unhinted: Bucket { tokens: UNHINTED_BURST, filled_at: Duration::ZERO },
+            replies: Bucket { tokens: REPLIES_BURST, filled_at: Duration::ZERO },
         }
     }
 
@@ -222,6 +236,16 @@ impl LoadGate {
     /// Whether one more initiation without a hint may be tried with each of `keys` local keys.
     pub(crate) fn allow_trial(&mut self, keys: usize, now: Duration) -> bool {
         self.trials.take(keys as f64, TRIALS_PER_SECOND, TRIALS_BURST, now)
+    }
+
+    /// Whether one more initiation without a hint, made for a key of ours, goes on without a cookie.
+    pub(crate) fn allow_unhinted(&mut self, now: Duration) -> bool {
+        self.unhinted.take(1.0, UNHINTED_PER_SECOND, UNHINTED_BURST, now)
+    }
+
+    /// Whether one more cookie is handed out to who sends no hint.
+    pub(crate) fn allow_reply(&mut self, now: Duration) -> bool {
+        self.replies.take(1.0, REPLIES_PER_SECOND, REPLIES_BURST, now)
     }
 }
 

@@ -291,7 +291,7 @@ impl Engine {
     }
 
     /// From the cheapest check to the dearest: the key it is for, its first mac, and under load a cookie and the source's
-    /// share; then low order, which costs as much as a key agreement; then the one that says who is calling. Only an
+    /// share; then low order, a comparison; then the key agreement that says who is calling. Only an
     /// admitted key gets an answer.
     fn take_initiation(&mut self, hint: u32, from: SocketAddr, datagram: &[u8], now: Now) -> Result<(), Reason> {
         let mut message = datagram.to_vec();
@@ -299,7 +299,11 @@ impl Engine {
             reserved.fill(0);
         }
         let doorway = self.doorway_of(hint, &message, now)?;
-        self.pass_gate(&doorway, from, &message, now)?;
+        if hint != 0 || self.gate.allow_unhinted(now.monotonic) {
+            self.pass_gate(&doorway, from, &message, now)?;
+        } else {
+            self.pass_with_cookie(&doorway, from, &message, now)?;
+        }
         if demux::ephemeral(&message).is_none_or(is_low_order) {
             return Err(Reason::LowOrderPoint);
         }
@@ -334,6 +338,29 @@ impl Engine {
             return Err(Reason::CookieRequired);
         }
         if self.gate.allow_source(from, now.monotonic) { Ok(()) } else { Err(Reason::HandshakeRateLimited) }
+    }
+
+    /// More messages without a hint than are taken on trust: they do not make load for those with one. Whoever shows by a
+    /// cookie that it is where it says has a share.
+    fn pass_with_cookie(
+        &mut self,
+        doorway: &Doorway,
+        from: SocketAddr,
+        message: &[u8],
+        now: Now,
+    ) -> Result<(), Reason> {
+        let reply_is_due = self.gate.allow_reply(now.monotonic);
+        if !reply_is_due && !demux::has_second_mac(message) {
+            return Err(Reason::HandshakeRateLimited);
+        }
+        match doorway.check_cookie(from, message)? {
+            Gate::Pass if self.gate.allow_source(from, now.monotonic) => Ok(()),
+            Gate::Cookie(reply) if reply_is_due => {
+                self.out.send(from, reply.to_vec());
+                Err(Reason::CookieRequired)
+            }
+            Gate::Pass | Gate::Cookie(_) => Err(Reason::HandshakeRateLimited),
+        }
     }
 
     fn note_stranger(&mut self, key: &TunnelKey, from: SocketAddr, now: Now) {

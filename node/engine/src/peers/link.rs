@@ -98,9 +98,26 @@ struct Established {
 /// Our own way to a session.
 enum Effort {
     Idle,
-    Initiating { begun: Duration, attempt: usize, next: Duration },
-    Offering { begun: Duration, prefix: u32, offering: Box<Offering>, attempt: u32, next: Duration },
-    Confirming { begun: Duration, established: Established, attempt: u32, next: Duration },
+    /// `repeated` is the attempt that was made once more with a cookie.
+    Initiating {
+        begun: Duration,
+        attempt: usize,
+        repeated: Option<usize>,
+        next: Duration,
+    },
+    Offering {
+        begun: Duration,
+        prefix: u32,
+        offering: Box<Offering>,
+        attempt: u32,
+        next: Duration,
+    },
+    Confirming {
+        begun: Duration,
+        established: Established,
+        attempt: u32,
+        next: Duration,
+    },
 }
 
 /// The peer's offer, answered.
@@ -477,7 +494,12 @@ impl LinkState {
     pub(crate) fn handle_cookie_reply(&mut self, receiver: u32, message: &[u8], now: Now) -> Result<(), Reason> {
         let tunnel = self.tunnel_mut(receiver >> 8).ok_or(Reason::UnknownReceiver)?;
         tunnel.noise.handle_cookie_reply(message)?;
-        if let Effort::Initiating { next, .. } = &mut self.effort {
+        if let Effort::Initiating { attempt, repeated, next, .. } = &mut self.effort {
+            // To the same address, for which alone it is good; once each, so that nobody can hold us there.
+            let last = attempt.saturating_sub(1);
+            if *repeated != Some(last) {
+                (*attempt, *repeated) = (last, Some(last));
+            }
             // The cookie is good for the next initiation; a flood of forged ones gains ten a second at most.
             *next = (*next).min(now.monotonic + Duration::from_millis(100));
         }

@@ -162,20 +162,60 @@ fn an_initiation_for_another_key_or_with_a_wrong_hint_is_a_bad_mac() {
     assert_eq!((world.drops(1, Reason::BadMac), world.drops(1, Reason::UnknownKey)), (1, 1));
 }
 
+/// A plain device sends no hint either: it is let in as soon as it has shown by a cookie where it is.
 #[test]
-fn whoever_knows_the_key_and_sends_no_hint_comes_to_the_gate_like_everybody() {
+fn initiations_without_a_hint_have_a_limit_of_their_own_that_a_cookie_opens() {
     let mut world = World::pair();
     let mut stranger = stranger(&world);
     for _ in 0..1000 {
         let initiation = stranger.initiate().expect("initiation");
         knock(&mut world, address(0), &initiation);
     }
-    let (answered, held) = (world.drops(1, Reason::UnknownKey), world.drops(1, Reason::CookieRequired));
-    assert_eq!(answered + held, 1000);
-    assert!(held > 700, "{held} were asked for a cookie before any key agreement");
+    assert_eq!(world.drops(1, Reason::UnknownKey), 50, "so many cost a key agreement");
+    assert_eq!(world.drops(1, Reason::CookieRequired), 100, "so many were answered by a cookie");
+    assert_eq!(world.drops(1, Reason::HandshakeRateLimited), 850);
+    let mut admitted = tunnel_to(&world, &secrets()[0]);
+    world.set_time(world.now.monotonic + Duration::from_millis(2));
+    let initiation = admitted.initiate().expect("initiation");
+    let answers = knock(&mut world, address(0), &initiation);
+    let [cookie] = &answers[..] else { panic!("{} answers", answers.len()) };
+    assert_eq!((cookie[0], cookie.len()), (3, 64));
+    admitted.handle_cookie_reply(cookie).expect("taken");
+    let initiation = admitted.initiate().expect("initiation");
+    let answers = knock(&mut world, address(0), &initiation);
+    assert_eq!(answers.iter().map(|answer| answer[0]).collect::<Vec<_>>(), [2], "a response");
     world.send(0, "hello");
     world.run(Duration::from_secs(5));
-    assert!(world.received(1, "hello"));
+    assert!(world.received(1, "hello"), "hinted messages are not touched");
+}
+
+/// Each address of a peer's asks for a cookie of its own.
+#[test]
+fn a_cookie_is_used_towards_the_address_that_it_came_from() {
+    let mut world = World::pair();
+    let (first, second) = (SocketAddr::from(([198, 51, 100, 1], 1)), SocketAddr::from(([198, 51, 100, 2], 2)));
+    let peer = world.nodes[1].verified[0].instance();
+    world.apply(0, |update| update.endpoints = [(peer, vec![first, second])].into_iter().collect());
+    let (local, index) = world.link(0);
+    let now = world.now;
+    world.nodes[0].unsent(local, index, b"hello", now);
+    let sent = world.nodes[0].engine.poll_transmit().expect("an initiation");
+    assert_eq!(sent.to, first);
+    // Load is declared by what somebody else sends.
+    let mut stranger = stranger(&world);
+    for _ in 0..1000 {
+        let initiation = stranger.initiate_hinted().expect("initiation");
+        knock(&mut world, address(5), &initiation);
+    }
+    let answers = knock(&mut world, address(0), &sent.datagram);
+    assert_eq!(answers[0][0], 3, "a cookie");
+    world.nodes[0].engine.handle_datagram(first, &answers[0], now);
+    world.set_time(now.monotonic + Duration::from_millis(100));
+    let now = world.now;
+    world.nodes[0].engine.handle_timeout(now);
+    let again = world.nodes[0].engine.poll_transmit().expect("another");
+    assert_eq!(again.to, first, "the second address would ask for a cookie of its own, and so on");
+    assert_eq!(knock(&mut world, address(0), &again.datagram)[0][0], 2, "a response");
 }
 
 #[test]

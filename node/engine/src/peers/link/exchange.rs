@@ -49,7 +49,7 @@ fn exchange_delay(attempt: u32) -> Duration {
 
 impl LinkState {
     pub(super) fn begin(&mut self, out: &mut Outlet, now: Now) {
-        self.effort = Effort::Initiating { begun: now.monotonic, attempt: 0, next: now.monotonic };
+        self.effort = Effort::Initiating { begun: now.monotonic, attempt: 0, repeated: None, next: now.monotonic };
         self.initiate(out, now);
     }
 
@@ -73,7 +73,7 @@ impl LinkState {
     }
 
     fn initiate(&mut self, out: &mut Outlet, now: Now) {
-        let Effort::Initiating { begun, attempt, .. } = self.effort else { return };
+        let Effort::Initiating { begun, attempt, repeated, .. } = self.effort else { return };
         let pairs = self.pairs(now);
         let Some((local, peer)) = (attempt / TRIES_PER_PAIR).checked_rem(pairs.len()).and_then(|at| pairs.get(at))
         else {
@@ -94,7 +94,7 @@ impl LinkState {
             }
         }
         let next = now.monotonic + initiation_delay(attempt) + out.jitter(INITIATION_JITTER);
-        self.effort = Effort::Initiating { begun, attempt: attempt + 1, next };
+        self.effort = Effort::Initiating { begun, attempt: attempt + 1, repeated, next };
         self.watch_soon(now);
     }
 
@@ -234,7 +234,7 @@ impl LinkState {
         if now.monotonic.saturating_sub(begun) >= GIVE_UP_AFTER {
             return self.give_up(Reason::KeyExchangeTimeout, out, now);
         }
-        self.effort = Effort::Initiating { begun, attempt: 0, next: now.monotonic };
+        self.effort = Effort::Initiating { begun, attempt: 0, repeated: None, next: now.monotonic };
         self.initiate(out, now);
     }
 
