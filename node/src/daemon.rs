@@ -35,7 +35,7 @@ use crate::clock::{self, Clock};
 use crate::config::Config;
 use crate::control_client::session::{Control, Facts, LinkState};
 use crate::flow_log::FlowLog;
-use crate::host::{KEEPS_INSTANCES_APART, dialable_addresses};
+use crate::host::dialable_addresses;
 use crate::local_api::server::LocalApi;
 use crate::mesh::{Mesh, MeshHandle, Start};
 use crate::metrics;
@@ -82,8 +82,7 @@ pub async fn run(config: Config, level: SetLevel, reread: Reread) -> Result<(), 
             "the wall clock is behind what was verified before; time goes on from there"
         );
     }
-    let entries = if KEEPS_INSTANCES_APART { config.workloads.as_slice() } else { &[] };
-    let placement = Arc::new(Placement::of(config.workload.as_ref(), entries));
+    let placement = Arc::new(Placement::of(config.workload.as_ref(), &config.workloads));
     let slots = Slot::of(&placement, &identity.workloads, &store.instances()?);
     let (mesh, handle) = Mesh::open(Start {
         trust_domain: identity.trust_domain.clone(),

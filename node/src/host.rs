@@ -44,10 +44,6 @@ const TUNNEL_METRIC: u32 = 50;
 /// The worst metric there is: counts only when nothing else leads to the overlay.
 const UNREACHABLE_METRIC: u32 = u32::MAX;
 
-/// Whether several instances on this host are kept apart. While they are not, only the one of whoever fits no entry of the
-/// configuration is made.
-pub const KEEPS_INSTANCES_APART: bool = false;
-
 /// How long the kernel may take to make an IPv6 address its own after it was added.
 const LOCAL_ROUTE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked for meanwhile.

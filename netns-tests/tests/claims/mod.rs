@@ -35,6 +35,7 @@ mod revocations;
 mod roots;
 mod rotation;
 mod run;
+pub(crate) mod several_instances;
 mod spoofing;
 mod strangers;
 mod suite;
@@ -72,6 +73,7 @@ pub(crate) fn all() -> Vec<Trial> {
         operate::trials(),
         order::trials(),
         run::trials(),
+        several_instances::trials(),
         tutorial::trials(),
         workload_api::trials(),
     ]
