@@ -390,7 +390,7 @@ impl Host {
                 .map_err(HostError::refused(format!("add address {address}")))?;
             changes.made.push(format!("address {address} added"));
         }
-        self.await_local_routes(&wanted)
+        self.await_local_routes(desired.device, &wanted)
     }
 
     fn addresses(&mut self, device: u32) -> Result<BTreeSet<Prefix>, HostError> {
@@ -400,7 +400,7 @@ impl Host {
 
     /// Waits until the kernel takes packets for these addresses: the local route of an IPv6 address comes some time after the
     /// address itself, and until then what is for it counts as an error.
-    fn await_local_routes(&mut self, addresses: &BTreeSet<Prefix>) -> Result<(), HostError> {
+    fn await_local_routes(&mut self, device: u32, addresses: &BTreeSet<Prefix>) -> Result<(), HostError> {
         let deadline = std::time::Instant::now() + LOCAL_ROUTE_PATIENCE;
         loop {
             let local: BTreeSet<_> = self
@@ -411,6 +411,8 @@ impl Host {
                 .collect();
             let Some(missing) = addresses.difference(&local).next() else { return Ok(()) };
             if std::time::Instant::now() >= deadline {
+                // Whatever took the route away: the address comes anew with the next attempt, and its route with it.
+                let _ = self.addressing.remove_address(device, *missing);
                 let error = KernelError { errno: libc::ETIMEDOUT, request: 0, text: String::new() };
                 return Err(HostError::Refused { what: format!("wait until {missing} takes packets"), error });
             }

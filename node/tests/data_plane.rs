@@ -31,7 +31,6 @@ use warren_engine::output::{Delivery, Transmit};
 use warren_engine::segment::VirtioNetHeader;
 use warren_netns_tests::host::{self as lab_host, Outcome, netlink};
 use warren_netns_tests::lab::Lab;
-use warren_netns_tests::processes::eventually;
 use warren_node::clock;
 use warren_node::data_plane::io::{InnerIo, OuterIo, ReceiveBatch, Received, SendRefusal};
 use warren_node::data_plane::offload::{Offloads, Switches};
@@ -268,20 +267,8 @@ fn two_nodes_with(lab: &mut Lab, pair: &Pair, settings: [Setting; 2]) -> Result<
     let at = [nodes[0].host.at(PORT), nodes[1].host.at(PORT)];
     for (of, node) in nodes.iter_mut().enumerate() {
         node.running.apply(pair.update(of, at[1 - of], 1, true))?;
-        receives(&node.host, pair.address(of, false))?;
     }
     Ok(nodes)
-}
-
-/// Waits until the kernel takes packets for a new IPv6 address: its local route comes a moment after the address itself, from
-/// the kernel's queue of work, and until then what arrives counts as `Ip6InAddrErrors`.
-fn receives(host: &lab_host::Host, address: IpAddr) -> Result<()> {
-    let IpAddr::V6(address) = address else { return Ok(()) };
-    let route = format!("{:032x} 80 ", address.to_bits());
-    eventually("the kernel has a local route for the overlay address", PATIENCE, || {
-        let routes = host.namespace.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/ipv6_route")?))?;
-        Ok(routes.lines().any(|line| line.starts_with(&route)))
-    })
 }
 
 fn two_hosts_talk_through_the_tunnel() -> Result<()> {

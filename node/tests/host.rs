@@ -46,6 +46,7 @@ fn main() -> Result<()> {
         &arguments,
         vec![
             claim("applying_twice_changes_nothing", applying_twice_changes_nothing),
+            claim("an_address_that_is_set_takes_packets", an_address_that_is_set_takes_packets),
             claim("any_sequence_of_states_ends_in_the_last_one", any_sequence_of_states_ends_in_the_last_one),
             claim("reverting_leaves_only_the_unreachable_routes", reverting_leaves_only_the_unreachable_routes),
             claim("without_an_address_the_overlay_is_unreachable", without_an_address_the_overlay_is_unreachable),
@@ -226,6 +227,21 @@ fn applying_twice_changes_nothing() -> Result<()> {
         ensure!(addresses_on(tun.index)? == own().iter().collect(), "{:?}", addresses_on(tun.index)?);
         let routes = BTreeSet::from([(IpAddr::V6(PREFIX_V6), u32::MAX), (IpAddr::V4(PREFIX_V4), u32::MAX)]);
         ensure!(unreachable_routes()? == routes, "{:?}", unreachable_routes()?);
+        Ok(())
+    })
+}
+
+/// The kernel makes the local route of an IPv6 address from its queue of work, some time after the address.
+fn an_address_that_is_set_takes_packets() -> Result<()> {
+    on_a_host(|| {
+        let tun = open()?;
+        let mut host = Host::claim()?;
+        for number in 1..100 {
+            host.apply(&Desired { instances: vec![everybodys(addresses(number))], ..desired(&tun) })?;
+            let routes = std::fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
+            let route = format!("{:032x} 80 ", addresses(number).v6.to_bits());
+            ensure!(routes.lines().any(|line| line.starts_with(&route)), "{number}: no local route:\n{routes}");
+        }
         Ok(())
     })
 }

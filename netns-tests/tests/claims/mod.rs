@@ -40,6 +40,7 @@ mod spoofing;
 mod strangers;
 mod suite;
 mod tutorial;
+mod units;
 pub(crate) mod workload_api;
 
 /// Every claim.
@@ -75,6 +76,7 @@ pub(crate) fn all() -> Vec<Trial> {
         run::trials(),
         several_instances::trials(),
         tutorial::trials(),
+        units::trials(),
         workload_api::trials(),
     ]
     .into_iter()
