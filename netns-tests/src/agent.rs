@@ -17,8 +17,10 @@ use crate::namespace::Namespace;
 
 /// The first argument of a program that is an agent.
 const FLAG: &str = "--as-agent";
-/// How long an agent waits for an answer before it says `silence`.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long an agent waits for an answer that ought to come before it says `silence`.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The same for one that ought not to.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// A program that does what it is told.
 #[derive(Debug)]
@@ -59,9 +61,19 @@ impl Agent {
         self.ask(&format!("tcp {} {to}", word(source)))
     }
 
+    /// The same where no answer is expected.
+    pub fn try_connect(&mut self, source: Option<IpAddr>, to: SocketAddr) -> Result<String> {
+        self.ask(&format!("try-tcp {} {to}", word(source)))
+    }
+
     /// Asks over UDP; as [`Self::connect`].
     pub fn ask_udp(&mut self, source: Option<IpAddr>, to: SocketAddr) -> Result<String> {
         self.ask(&format!("udp {} {to}", word(source)))
+    }
+
+    /// The same where no answer is expected. That nothing was heard is for the listener to say.
+    pub fn try_udp(&mut self, source: Option<IpAddr>, to: SocketAddr) -> Result<String> {
+        self.ask(&format!("try-udp {} {to}", word(source)))
     }
 
     /// Serves TCP and UDP at this address.
@@ -142,16 +154,17 @@ fn obey(order: &str, name: &str, heard: &Arc<AtomicUsize>) -> io::Result<String>
     };
     let mut answer = [0; 256];
     match what {
-        Some("tcp") => {
+        Some(kind @ ("tcp" | "try-tcp")) => {
             let (socket, to) = socket(Type::STREAM)?;
-            socket.connect_timeout(&to.into(), PATIENCE)?;
+            socket.connect_timeout(&to.into(), if kind == "tcp" { PATIENCE } else { SILENCE })?;
             let mut stream = TcpStream::from(socket);
             stream.write_all(b"?")?;
             let length = stream.read(&mut answer)?;
             Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
         }
-        Some("udp") => {
+        Some(kind @ ("udp" | "try-udp")) => {
             let (socket, to) = socket(Type::DGRAM)?;
+            socket.set_read_timeout(Some(if kind == "udp" { PATIENCE } else { SILENCE }))?;
             let socket = UdpSocket::from(socket);
             socket.send_to(b"?", to)?;
             let (length, _) = socket.recv_from(&mut answer)?;
