@@ -174,6 +174,23 @@ async fn a_device_whose_issuer_is_revoked_gets_a_certificate_of_the_next_interme
 }
 
 #[tokio::test]
+async fn a_new_intermediate_renews_every_device_once() {
+    let mesh = mesh_with_devices().await;
+    let device = register(&mesh, "laptop", Keys::new().tunnel).await.expect("registered");
+    mesh.pass(Duration::from_secs(120));
+    assert_eq!(mesh.registry.renew_peers().await, Ok(0), "not due by itself");
+    let nobody_is_missing = |_: &State, _: &crate::ca::rotation::TrustRoots, _: UnixTime| Vec::new();
+    let step = warren_proto::admin::RotationStep::Intermediate;
+    let rotate = Rotate { step, force: false, missing: &nobody_is_missing };
+    mesh.registry.rotate(&Caller::new("test"), rotate).await.expect("rotated");
+    mesh.pass(Duration::from_secs(1));
+    assert_eq!([mesh.registry.renew_peers().await, mesh.registry.renew_peers().await], [Ok(1), Ok(0)]);
+    let state = mesh.registry.state();
+    let renewed = state.instances.get(&device.id).expect("there");
+    assert_ne!(renewed.certificates[0].issuer_key_id, device.certificates[0].issuer_key_id);
+}
+
+#[tokio::test]
 async fn what_a_removed_device_leaves_is_given_to_nobody_before_its_certificate_has_ended() {
     let mesh = mesh_with_devices().await;
     let key = Keys::new().tunnel;
@@ -213,4 +230,16 @@ async fn an_instance_keeps_its_tunnel_key_over_renewals_only_while_a_device_may_
     let fresh = mesh.issue(node, "shop/web", &Keys::new(), Some(web.id)).await.expect("a new key is always taken");
     let again = mesh.issue(node, "shop/web", &kept(&web_keys), Some(fresh.id)).await;
     assert_eq!(reason(again), Reason::KeyInUse, "one that it gave up");
+}
+
+#[tokio::test]
+async fn a_revoked_device_keeps_nobodys_tunnel_key() {
+    let mesh = mesh_with_devices().await;
+    let node = mesh.node(&["shop/web"]).await;
+    let (web_keys, device_key) = (Keys::new(), Keys::new().tunnel);
+    let web = mesh.issue(node, "shop/web", &web_keys, None).await.expect("issued");
+    register(&mesh, "laptop", device_key).await.expect("registered");
+    mesh.registry.revoke(&Caller::new("test"), Revoke::TunnelKey(device_key)).await.expect("revoked");
+    let kept = Keys { tunnel: web_keys.tunnel, ..Keys::new() };
+    assert_eq!(reason(mesh.issue(node, "shop/web", &kept, Some(web.id)).await), Reason::KeyInUse);
 }
