@@ -16,7 +16,7 @@ use warren_proto::{Reason, UnixTime, reason::Refusal};
 
 use crate::store::{Compare, Read, Store, StoreError, Write};
 
-pub use tree::{Proven, Tree, find_issuance, row};
+pub use tree::{Proven, Tree, row};
 
 /// Where entries lie: the prefix, then the number as eight bytes, big-endian.
 pub const PREFIX: &[u8] = b"audit/";

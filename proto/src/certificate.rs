@@ -33,6 +33,7 @@ pub use chain::Chain;
 use crate::reason::{Reason, Refusal};
 use crate::spiffe::Subject;
 use crate::{NodeId, OverlayAddresses, SpiffeId, UnixTime, WorkloadName};
+pub use x509::serial_number;
 use x509::{Parsed, Purposes};
 
 /// Largest chain, in bytes of DER.

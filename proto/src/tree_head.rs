@@ -69,11 +69,31 @@ impl TreeHead {
     }
 }
 
-/// The serial number, hexadecimal, of the certificate whose issuance a row of the audit log tells of.
-#[must_use]
-pub fn issued_serial(new: &serde_json::Value) -> Option<&str> {
-    // A node's row holds its record, with the newest certificate in it.
-    new.get("serial").or_else(|| new.get("certificate")?.get("serial"))?.as_str()
+/// The actions of the audit log's rows that issued a certificate. Others show a certificate as well (a node's record has its
+/// newest in it) and issued none.
+pub const ISSUING_ACTIONS: [&str; 6] =
+    ["node.enrol", "node.enrol-again", "node.renew", "certificate.issue", "peer.register", "svid.issue"];
+
+/// What a row of the audit log tells of the certificate that it issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Issuance<'r> {
+    /// Its serial number, hexadecimal. By it the row is found; who has the issuer's key can give it to any certificate.
+    pub serial: &'r str,
+    /// SHA-256 of its DER, hexadecimal: what the certificate is known by. None in rows from before it was written.
+    pub certificate_sha256: Option<&'r str>,
+}
+
+impl<'r> Issuance<'r> {
+    /// Of a row's action and what it says is new; `None` when it issued nothing.
+    #[must_use]
+    pub fn of(action: &str, new: &'r serde_json::Value) -> Option<Self> {
+        if !ISSUING_ACTIONS.contains(&action) {
+            return None;
+        }
+        // A node's row holds its record, with the newest certificate in it.
+        let serial = new.get("serial").or_else(|| new.get("certificate")?.get("serial"))?.as_str()?;
+        Some(Self { serial, certificate_sha256: new.get("certificate_sha256").and_then(serde_json::Value::as_str) })
+    }
 }
 
 #[cfg(test)]
@@ -104,10 +124,21 @@ mod tests {
     }
 
     #[test]
-    fn a_serial_number_is_found_where_each_kind_of_issuance_has_it() {
-        let found = |text: &str| issued_serial(&serde_json::from_str(text).expect("json")).map(str::to_owned);
+    fn an_issuance_is_read_of_rows_that_issued_and_of_no_others() {
+        let told = |action: &str, text: &str| {
+            let new = serde_json::from_str(text).expect("json");
+            Issuance::of(action, &new)
+                .map(|issued| (issued.serial.to_owned(), issued.certificate_sha256.map(str::to_owned)))
+        };
+        let found = |text: &str| told("svid.issue", text).map(|(serial, _)| serial);
         assert_eq!(found(r#"{"serial":"4a","node":"n"}"#).as_deref(), Some("4a"));
-        assert_eq!(found(r#"{"id":"n","certificate":{"serial":"4b"}}"#).as_deref(), Some("4b"));
+        let record = r#"{"id":"n","certificate":{"serial":"4b"},"certificate_sha256":"c0"}"#;
+        for action in ISSUING_ACTIONS {
+            assert_eq!(told(action, record), Some(("4b".to_owned(), Some("c0".to_owned()))), "{action}");
+        }
+        for action in ["node.renewed", "node.set-workloads", "node.forget", "revocation.create", "", "svid.issued"] {
+            assert_eq!(told(action, record), None, "{action}");
+        }
         for other in [r#"{"target":{"serial":"4c"}}"#, "7", "null", "[]", r#"{"serial":7}"#, r#"{"certificate":"4d"}"#]
         {
             assert_eq!(found(other), None, "{other}");

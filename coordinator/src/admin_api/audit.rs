@@ -120,7 +120,7 @@ pub(super) async fn prove(
         (None, Some(serial)) if serial.is_empty() || serial.len() > MAX_SERIAL => {
             return Err(Refusal::new(Reason::InvalidField, "serial: expected 1 to 64 hexadecimal digits").into());
         }
-        (None, Some(serial)) => Some(audit::find_issuance(store, &serial).await?),
+        (None, Some(serial)) => Some(api.tree().find_issuance(store, &serial).await?),
         (row, None) => row,
     };
     let proven = api.tree().prove(store, seq, since).await?;

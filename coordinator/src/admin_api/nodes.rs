@@ -57,12 +57,13 @@ pub(super) async fn set_workloads(
     // What stays as it is needs no right.
     operator.may_change(held.iter().filter(|workload| !to_hold.contains(workload)))?;
     operator.may_change(to_hold.iter().filter(|workload| !held.contains(workload)))?;
+    let caller = operator.caller(&change);
+    // What was judged above is what is changed.
+    let to_hold = wanted.workloads.clone();
+    let stored = api.registry().set_node_workloads(&caller, key, to_hold, Some(known.modified)).await?;
     if change.dry_run {
         return Ok(Answer::ok(view::node(&state, api.links(), &wanted, now)));
     }
-    let caller = operator.caller(&change);
-    // What was judged above is what is changed.
-    let stored = api.registry().set_node_workloads(&caller, key, wanted.workloads, Some(known.modified)).await?;
     let shown = view::node(&api.registry().state(), api.links(), &stored, now);
     Ok(Answer::ok(shown).tagged(stored.modified.0))
 }

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use warren_proto::merkle::{self, Complete, Frontier, Hash, Subtrees, leaf_hash};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::tree_head::issued_serial;
+use warren_proto::tree_head::Issuance;
 
 use super::{Cursor, MAX_PAGE, PREFIX, key, page};
 use crate::store::{Read, Store};
@@ -18,8 +18,18 @@ use crate::store::{Read, Store};
 const BLOCK: u32 = 8;
 
 /// The tree, brought up to the log's end by whoever asks, one at a time.
-#[derive(Debug, Default)]
-pub struct Tree(Mutex<Grown>);
+#[derive(Debug)]
+pub struct Tree {
+    grown: Mutex<Grown>,
+    /// A search reads the log from its end: one at a time.
+    search: Semaphore,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self { grown: Mutex::default(), search: Semaphore::new(1) }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Grown {
@@ -49,7 +59,7 @@ impl Tree {
     /// [`Reason::NotFound`] for a row that there is not, [`Reason::Conflict`] for an earlier log that was longer than this one,
     /// [`Reason::StateCorrupt`] for a log with a gap.
     pub async fn prove(&self, store: &dyn Store, seq: Option<u64>, since: Option<u64>) -> Result<Proven, Refusal> {
-        let mut grown = self.0.lock().await;
+        let mut grown = self.grown.lock().await;
         grown.catch_up(store).await?;
         let size = grown.frontier.size();
         let index = match seq {
@@ -73,6 +83,33 @@ impl Tree {
         let inclusion = index.map(|index| merkle::inclusion(&subtrees, index, size).ok_or_else(missing)).transpose()?;
         let since = since.map(|since| merkle::consistency(&subtrees, since, size).ok_or_else(missing)).transpose()?;
         Ok(Proven { size, root: grown.frontier.root(), inclusion, consistency: since })
+    }
+
+    /// The newest row that issued a certificate with this serial number, hexadecimal. It is looked for from the newest back, by one
+    /// caller at a time.
+    ///
+    /// # Errors
+    /// [`Reason::NotFound`] when there is none, [`Reason::RateLimited`] while another search is under way.
+    pub async fn find_issuance(&self, store: &dyn Store, serial: &str) -> Result<u64, Refusal> {
+        let _place = self.search.try_acquire().map_err(|_| {
+            Refusal::new(Reason::RateLimited, "the log is being searched for another serial number")
+                .hint("try again in a few seconds; with the row's number (`--row`) nothing is searched")
+        })?;
+        let mut before: Option<Cursor> = None;
+        loop {
+            let part = page(store, before, MAX_PAGE).await?;
+            let issued = |entry: &&super::Entry| {
+                let issued = entry.new.as_ref().and_then(|new| Issuance::of(&entry.action, new));
+                issued.is_some_and(|issued| issued.serial.eq_ignore_ascii_case(serial))
+            };
+            if let Some(entry) = part.entries.iter().find(issued) {
+                return Ok(entry.seq);
+            }
+            before = Some(part.next.ok_or_else(|| {
+                Refusal::new(Reason::NotFound, format!("no row issued a certificate with serial number {serial}"))
+                    .hint("it was not issued here: whoever shows it has another issuer, or its key")
+            })?);
+        }
     }
 }
 
@@ -152,28 +189,6 @@ pub async fn row(store: &dyn Store, seq: u64) -> Result<String, Refusal> {
     String::from_utf8(bytes).map_err(|_| Refusal::new(Reason::StateCorrupt, "an audit entry is not text"))
 }
 
-/// The newest row that issued the certificate with this serial number, hexadecimal. It is looked for from the newest back.
-///
-/// # Errors
-/// [`Reason::NotFound`] when there is none.
-pub async fn find_issuance(store: &dyn Store, serial: &str) -> Result<u64, Refusal> {
-    let mut before: Option<Cursor> = None;
-    loop {
-        let part = page(store, before, MAX_PAGE).await?;
-        let issued = |entry: &&super::Entry| {
-            let found = entry.new.as_ref().and_then(issued_serial);
-            found.is_some_and(|found| found.eq_ignore_ascii_case(serial))
-        };
-        if let Some(entry) = part.entries.iter().find(issued) {
-            return Ok(entry.seq);
-        }
-        before = Some(part.next.ok_or_else(|| {
-            Refusal::new(Reason::NotFound, format!("no row issued the certificate {serial}"))
-                .hint("it was not issued here: whoever shows it has another issuer, or its key")
-        })?);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::{append, draft, store};
@@ -229,6 +244,18 @@ mod tests {
         assert_eq!(tree.prove(&store, Some(701), None).await.unwrap_err().reason, Reason::NotFound);
         assert_eq!(tree.prove(&store, Some(0), None).await.unwrap_err().reason, Reason::NotFound);
         assert_eq!(tree.prove(&store, None, Some(701)).await.unwrap_err().reason, Reason::Conflict);
+    }
+
+    #[tokio::test]
+    async fn one_search_at_a_time_and_whoever_comes_meanwhile_is_told_to_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, tree) = (store(directory.path()), Tree::default());
+        let under_way = tree.search.try_acquire().unwrap();
+        assert_eq!(tree.find_issuance(&store, "4a").await.unwrap_err().reason, Reason::RateLimited);
+        drop(under_way);
+        for _ in 0..2 {
+            assert_eq!(tree.find_issuance(&store, "4a").await.unwrap_err().reason, Reason::NotFound);
+        }
     }
 
     #[tokio::test]

@@ -174,6 +174,21 @@ impl Authority {
         Self::open_with(Arc::clone(&self.keys), &self.parameters, Some(trust), now)
     }
 
+    /// Whether the root that would sign under `trust` could: what [`Authority::under`] reads is read, what it would make is made,
+    /// and nothing is written.
+    ///
+    /// # Errors
+    /// [`CaError`], as there.
+    pub fn rehearse(&self, trust: &TrustRoots, now: UnixTime) -> Result<(), CaError> {
+        let directory = self.keys.directory();
+        let first = family::read_root(directory)?.map(|root| warren_proto::peer_map::object_digest(root.der()));
+        let place = match first == Some(*trust.signing()) {
+            true => directory.to_owned(),
+            false => later_root(directory, trust.signing()),
+        };
+        Family::rehearse(&self.keys, &place, &self.parameters, trust.issuing_after(), now)
+    }
+
     /// Makes a root that nobody trusts yet, with all that hangs under it, and gives its DER. It is of no account until
     /// the store names it.
     ///

@@ -109,7 +109,7 @@ impl Family {
         if now.until(root.not_after()) < MINIMUM_LIFETIME {
             return Err(CaError::RootEnds { not_after: root.not_after() });
         }
-        let workshop = Workshop { keys, directory, parameters, root: &root, now };
+        let workshop = Workshop { keys, directory, parameters, root: &root, now, writes: true };
         let never = UnixTime(0);
         let coordinator =
             workshop.credential(COORDINATOR, "the coordinator's certificate", &Kind::COORDINATOR, never)?;
@@ -127,6 +127,27 @@ impl Family {
         })
     }
 
+    /// Whether [`Family::open`] and [`Family::issuing`] would succeed. Nothing is written.
+    pub(super) fn rehearse(
+        keys: &KeyFiles,
+        directory: &Path,
+        parameters: &CaParameters,
+        made_after: UnixTime,
+        now: UnixTime,
+    ) -> Result<(), CaError> {
+        let root =
+            read_root(directory)?.ok_or_else(|| CaError::NotInitialised { path: directory.join(ROOT_CERTIFICATE) })?;
+        if now.until(root.not_after()) < MINIMUM_LIFETIME {
+            return Err(CaError::RootEnds { not_after: root.not_after() });
+        }
+        let workshop = Workshop { keys, directory, parameters, root: &root, now, writes: false };
+        let never = UnixTime(0);
+        workshop.credential(COORDINATOR, "the coordinator's certificate", &Kind::COORDINATOR, never)?;
+        workshop.credential(SIGNER, "the manifest signer's certificate", &Kind::SIGNER, never)?;
+        workshop.credential(ISSUING, "the issuing certificate", &Kind::ISSUING, made_after)?;
+        Ok(())
+    }
+
     /// Reads the intermediate under this root, and issues it again when it is missing, past half of its life or older than
     /// `made_after`.
     pub(super) fn issuing(
@@ -136,7 +157,7 @@ impl Family {
         made_after: UnixTime,
         now: UnixTime,
     ) -> Result<Issuing, CaError> {
-        let workshop = Workshop { keys, directory: &self.directory, parameters, root: &self.root, now };
+        let workshop = Workshop { keys, directory: &self.directory, parameters, root: &self.root, now, writes: true };
         let issuing = workshop.credential(ISSUING, "the issuing certificate", &Kind::ISSUING, made_after)?;
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(issuing.checked.der().as_ref()), issuing.key)?;
         Ok(Issuing { certificate: issuing.checked, issuer })
@@ -183,6 +204,8 @@ struct Workshop<'a> {
     parameters: &'a CaParameters,
     root: &'a AuthorityCertificate,
     now: UnixTime,
+    /// Whether what is made is kept.
+    writes: bool,
 }
 
 struct Credential<C> {
@@ -298,7 +321,9 @@ impl Workshop<'_> {
         let certificate = (kind.template)(self.parameters, validity)?.signed_by(&key, &issuer)?;
         let pem = Zeroizing::new(format!("{}{}", *Zeroizing::new(key.serialize_pem()), certificate.pem()));
         let made = read_credential(path, &pem, kind)?;
-        self.keys.write(path, &pem)?;
+        if self.writes {
+            self.keys.write(path, &pem)?;
+        }
         Ok(made)
     }
 }

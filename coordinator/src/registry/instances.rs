@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use warren_proto::certificate::{CLOCK_SKEW, Capabilities};
-use warren_proto::peer_map::Subject;
+use warren_proto::peer_map::{Subject, object_digest};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{InstanceId, NodeId, UnixTime, WorkloadName};
 
@@ -356,6 +356,7 @@ pub(super) fn shown(instance: &Instance) -> serde_json::Value {
         "node": instance.node,
         "workload": instance.workload,
         "addresses": instance.addresses.iter().collect::<Vec<_>>(),
+        "certificate_sha256": newest.and_then(|certificate| certificate.chain.first()).map(|leaf| Hex32(object_digest(&leaf.0))),
         "serial": newest.map(|certificate| hex::encode(&certificate.serial)),
         "issuer_key_id": newest.map(|certificate| hex::encode(&certificate.issuer_key_id)),
         "tunnel_key": newest.map(|certificate| certificate.tunnel_key),

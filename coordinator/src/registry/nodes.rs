@@ -106,10 +106,10 @@ impl Registry {
                     let mut node = known.value.clone();
                     node.certificate = remembered(&issued, key_sha256);
                     node.attested = attested;
-                    node.asked_with = None;
+                    (node.asked_with, node.superseded) = (None, None);
                     transaction.replace(&Key::Node(node.id), known.modified, &node)?;
                     keep_key(&mut transaction, state, key_sha256, &node)?;
-                    let entry = entry("node.enrol-again", None, &node);
+                    let entry = issued_entry("node.enrol-again", None, &node, &issued);
                     return Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } });
                 }
                 Grant::New { workloads, token, attested, transaction } => (workloads, token, attested, transaction),
@@ -128,11 +128,12 @@ impl Registry {
                 attested,
                 certificate: remembered(&issued, key_sha256),
                 asked_with: None,
+                superseded: None,
                 revoked_at: None,
             };
             transaction.create(&Key::Node(fresh), &node)?;
             keep_key(&mut transaction, state, key_sha256, &node)?;
-            let entry = entry("node.enrol", None, &node);
+            let entry = issued_entry("node.enrol", None, &node, &issued);
             Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } })
         })
         .await
@@ -140,8 +141,9 @@ impl Registry {
 
     /// A new certificate for a node that has shown one at its link. With one that has ended, only its own key is renewed, and
     /// only that of the newest: the key of a certificate long superseded opens nothing. Until the node has shown the newest
-    /// ([`Registry::note_shown`]) the one that it asked for it with counts as well, for the answer may have been lost. `standing` is asked of the state that the new certificate is planned on: what was
-    /// revoked meanwhile renews nothing, however early it began to ask.
+    /// ([`Registry::note_shown`]) the one that it asked for it with and the one that was the newest before count as well, for the
+    /// answer may have been lost. `standing` is asked of the state that the new certificate is planned on: what was revoked
+    /// meanwhile renews nothing, however early it began to ask.
     pub async fn renew_node(
         &self,
         id: NodeId,
@@ -155,8 +157,11 @@ impl Registry {
             let known = admitted_node(state, id)?;
             standing(state)?;
             let newest = key_sha256 == known.certificate.key_sha256.0;
-            let lost =
-                known.asked_with.filter(|before| !newest && *before == shown && before.key_sha256.0 == key_sha256);
+            // A link outlives a renewal: what it was made with and what the node holds may be two certificates.
+            let lost = [known.asked_with, known.superseded]
+                .into_iter()
+                .flatten()
+                .find(|before| !newest && *before == shown && before.key_sha256.0 == key_sha256);
             let ended = shown.not_after <= now || known.certificate.not_after <= now;
             if ended && lost.is_none() && !newest {
                 return Err(Refusal::new(
@@ -174,10 +179,12 @@ impl Registry {
             let mut node = known.value.clone();
             node.certificate = remembered(&issued, key_sha256);
             node.asked_with = Some(shown);
+            let superseded = known.certificate.as_shown();
+            node.superseded = (superseded != shown).then_some(superseded);
             let mut transaction = Transaction::default();
             transaction.replace(&Key::Node(id), known.modified, &node)?;
             keep_key(&mut transaction, state, key_sha256, &node)?;
-            let entry = entry("node.renew", Some(known), &node);
+            let entry = issued_entry("node.renew", Some(known), &node, &issued);
             Ok(Plan::Commit { transaction, entry, answer: EnrolledNode { node, chain: issued.chain } })
         })
         .await
@@ -188,14 +195,14 @@ impl Registry {
         let is_news = |node: &Node| {
             node.asked_with.is_some()
                 && node.certificate.key_sha256 == shown.key_sha256
-                && node.asked_with != Some(shown)
+                && ![node.asked_with, node.superseded].contains(&Some(shown))
         };
         if !self.state().nodes.get(&id).is_some_and(|known| is_news(known)) {
             return Ok(());
         }
         self.change(&Caller::new(format!("node:{id}")), |state, _| {
             let Some(known) = state.nodes.get(&id).filter(|known| is_news(known)) else { return Ok(Plan::Answer(())) };
-            let node = Node { asked_with: None, ..known.value.clone() };
+            let node = Node { asked_with: None, superseded: None, ..known.value.clone() };
             let mut transaction = Transaction::default();
             transaction.replace(&Key::Node(id), known.modified, &node)?;
             Ok(Plan::Commit { transaction, entry: entry("node.renewed", Some(known), &node), answer: () })
@@ -390,6 +397,16 @@ fn remembered(issued: &IssuedNode, key_sha256: [u8; 32]) -> NodeCertificate {
 
 fn entry(action: &'static str, old: Option<&Stored<Node>>, new: &Node) -> Entry {
     Entry { action, object: new.id.to_string(), old: old.and_then(|old| shown(old)), new: shown(new) }
+}
+
+/// The row of a certificate that was issued: by the hash it is told from any other, which a serial number alone is not.
+fn issued_entry(action: &'static str, old: Option<&Stored<Node>>, new: &Node, issued: &IssuedNode) -> Entry {
+    let mut entry = entry(action, old, new);
+    if let Some(serde_json::Value::Object(new)) = &mut entry.new {
+        let sha256 = warren_proto::peer_map::object_digest(issued.certificate.leaf().der());
+        new.insert("certificate_sha256".to_owned(), hex::encode(sha256).into());
+    }
+    entry
 }
 
 fn shown(node: &Node) -> Option<serde_json::Value> {

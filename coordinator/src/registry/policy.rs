@@ -31,13 +31,13 @@ const DIFFERENCES: usize = 1_000;
 /// Policies that are judged at once for those who only ask. A large one takes a processor for seconds.
 pub(super) const CHECKS: usize = 4;
 /// The same for those who change it: who only asks must not keep them waiting.
-const CHANGES: usize = 4;
+pub(super) const CHANGES: usize = 4;
 
 /// Who may have a policy judged now.
 #[derive(Debug)]
 pub(super) struct Places {
     pub(super) checks: Arc<Semaphore>,
-    changes: Arc<Semaphore>,
+    pub(super) changes: Arc<Semaphore>,
 }
 
 impl Default for Places {
@@ -128,9 +128,12 @@ impl Registry {
     /// Checks a Set together with everything else that is in force (names, tests, enforceability) and puts the
     /// whole into force as the next revision.
     pub async fn apply_policy(&self, caller: &Caller, submission: Submission) -> Result<Applied, PolicyRefused> {
-        let (state, now, dry_run) = (self.state(), self.now(), submission.dry_run);
+        let dry_run = submission.dry_run;
+        // The place first: what is judged is what is in force when its turn has come.
+        let place = self.judging.take(dry_run).await?;
+        let (state, now) = (self.state(), self.now());
         check_base(&state, submission.if_match)?;
-        let candidate = blocking(self.judging.take(dry_run).await?, move || {
+        let candidate = blocking(place, move || {
             let documents = Documents::from_files(&submission.files).map_err(invalid)?;
             let current: Vec<_> = state.policy.objects.iter().map(|stored| owned(stored)).collect();
             let planned = plan(&current, &documents, submission.allow_delete)?;
@@ -149,14 +152,14 @@ impl Registry {
         if_match: Option<u64>,
         dry_run: bool,
     ) -> Result<Applied, PolicyRefused> {
-        let state = self.state();
+        let place = self.judging.take(dry_run).await?;
+        let (state, now) = (self.state(), self.now());
         check_base(&state, if_match)?;
         let objects = state.policy_at(to).ok_or_else(|| {
             Refusal::new(Reason::NotFound, format!("policy revision {to} is not kept"))
                 .hint("list revisions with `warren policy history`")
         })?;
-        let now = self.now();
-        let candidate = blocking(self.judging.take(dry_run).await?, move || {
+        let candidate = blocking(place, move || {
             let objects = objects.iter().map(|stored| (**stored).clone()).collect();
             judge(&state, PolicyCause::Rollback(to), objects, now)
         })
@@ -235,7 +238,6 @@ impl Registry {
     }
 }
 
-/// Reading megabytes of documents, and proofs over all identities and ports, take a while; sessions must not wait for them.
 /// The lists that name the objects, and what is to be stored for them: the texts that are new and the lists, under their
 /// digests. They mean nothing until the head names them.
 fn texts(state: &State, objects: &[StoredPolicy]) -> Result<(Vec<Hex32>, Vec<Write>), Refusal> {
@@ -275,6 +277,7 @@ fn texts(state: &State, objects: &[StoredPolicy]) -> Result<(Vec<Hex32>, Vec<Wri
     Ok((trees, writes.into_values().collect()))
 }
 
+/// Reading megabytes of documents, and proofs over all identities and ports, take a while; sessions must not wait for them.
 async fn blocking(
     place: OwnedSemaphorePermit,
     work: impl FnOnce() -> Result<Candidate, PolicyRefused> + Send + 'static,

@@ -83,7 +83,11 @@ impl Registry {
                 let Ok(trust) = authority.trust().after(Event::Activate(Vec::new()), now) else {
                     return Ok(Vec::new());
                 };
-                let opened = tokio::task::spawn_blocking(move || authority.under(&trust, now).map(|_| ())).await;
+                let open = move || match dry_run {
+                    true => authority.rehearse(&trust, now),
+                    false => authority.under(&trust, now).map(|_| ()),
+                };
+                let opened = tokio::task::spawn_blocking(open).await;
                 opened.map_err(|_| Refusal::new(Reason::Internal, "opening the root crashed"))?.map_err(|error| {
                     Refusal::new(Reason::Conflict, format!("the second root cannot sign: {error}"))
                         .hint("put its key back, or give it up: warren ca rotate abandon")

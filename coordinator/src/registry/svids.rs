@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use warren_proto::certificate::CLOCK_SKEW;
-use warren_proto::peer_map::Subject;
+use warren_proto::peer_map::{Subject, object_digest};
 use warren_proto::reason::{Reason, Refusal};
 use warren_proto::{NodeId, WorkloadName};
 
@@ -15,7 +15,7 @@ use super::nodes::{admitted_node, certificate_key, key_hash, key_in_use};
 use super::{Caller, Entry, Plan, Registry, Standing, Transaction};
 use crate::ca::RequesterKey;
 use crate::state::Key;
-use crate::state::records::{KeyOwner, KeyUse};
+use crate::state::records::{Hex32, KeyOwner, KeyUse};
 
 /// How long a workload's SVID lives; less where tunnel certificates do.
 pub const SVID_LIFETIME: Duration = Duration::from_secs(3600);
@@ -70,6 +70,7 @@ impl Registry {
                 new: Some(serde_json::json!({
                     "node": node,
                     "workload": workload,
+                    "certificate_sha256": Hex32(object_digest(leaf.der())),
                     "serial": hex::encode(leaf.serial().as_bytes()),
                     "issuer_key_id": hex::encode(leaf.issuer_key_id().as_bytes()),
                     "not_after": leaf.not_after(),

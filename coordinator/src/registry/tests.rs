@@ -17,6 +17,7 @@ use crate::state::records::{self, Instance, MeshSettings};
 use crate::store::{Options, Seams, SledStore};
 
 mod attestation;
+mod certificates;
 mod figures;
 mod peers;
 mod policy;
@@ -27,7 +28,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// What a node shows of a certificate at its link.
 fn shown(certificate: &records::NodeCertificate) -> records::NodeCertificateKey {
-    records::NodeCertificateKey { key_sha256: certificate.key_sha256, not_after: certificate.not_after }
+    certificate.as_shown()
 }
 
 /// A mesh on a clock that only the test moves.

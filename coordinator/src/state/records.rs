@@ -258,6 +258,10 @@ pub struct Node {
     /// The one with which it asked for that, until it has shown the newest: the answer may have been lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_with: Option<NodeCertificateKey>,
+    /// The one that was the newest before, where that is another, for as long: a link outlives a renewal, so the node may hold
+    /// a later certificate than the one that it asks with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded: Option<NodeCertificateKey>,
     /// When it was revoked; it stays listed until it is forgotten.
     pub revoked_at: Option<UnixTime>,
 }
@@ -278,6 +282,14 @@ pub struct NodeCertificate {
     pub not_before: UnixTime,
     /// Its notAfter.
     pub not_after: UnixTime,
+}
+
+impl NodeCertificate {
+    /// As the node shows it at its link.
+    #[must_use]
+    pub fn as_shown(&self) -> NodeCertificateKey {
+        NodeCertificateKey { key_sha256: self.key_sha256, not_after: self.not_after }
+    }
 }
 
 /// A node's certificate, as far as it takes to renew it.

@@ -3,6 +3,7 @@
 mod administrators;
 mod attestors;
 mod audit;
+mod audit_certificate;
 mod audit_file;
 mod audit_proof;
 mod ca;

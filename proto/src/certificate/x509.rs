@@ -74,6 +74,22 @@ fn profile(detail: impl Into<String>) -> Refusal {
     Refusal::new(Reason::CertificateProfile, detail)
 }
 
+/// The serial number of any X.509 certificate, of whatever profile and whoever issued it. Nothing else of it is judged: it is
+/// what a foreign certificate is looked for by where issuances are written down.
+///
+/// # Errors
+/// [`Reason::RecordTooLarge`], [`Reason::CertificateMalformed`].
+pub fn serial_number(der: &[u8]) -> Result<SerialNumber, Refusal> {
+    if der.len() > MAX_CERTIFICATE {
+        let detail = format!("certificate: {} bytes, at most {MAX_CERTIFICATE} are read", der.len());
+        return Err(Refusal::new(Reason::RecordTooLarge, detail));
+    }
+    match X509Certificate::from_der(der) {
+        Ok(([], x509)) => SerialNumber::from_der(x509.raw_serial()),
+        _ => Err(malformed("certificate: not one DER X.509 certificate")),
+    }
+}
+
 impl Parsed {
     /// Parses one certificate within its size limit and checks what holds for every kind: version 3, no trailing
     /// bytes, algorithms, serial number, dates, no extension twice, no unknown critical extension.

@@ -16,3 +16,21 @@ async fn a_set_is_read_where_no_session_waits_for_it() {
     assert!(apply.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     assert_eq!(apply.await.unwrap_err().refusal.reason, Reason::PolicyInvalid);
 }
+
+#[tokio::test]
+async fn a_change_that_had_to_wait_is_judged_on_what_is_in_force_when_its_turn_comes() {
+    let mesh = Mesh::new().await;
+    let caller = Caller::new("test");
+    let every = u32::try_from(super::super::policy::CHANGES).expect("few");
+    let taken = Arc::clone(&mesh.registry.judging.changes).acquire_many_owned(every).await.expect("places");
+    let mut first = Box::pin(mesh.registry.apply_policy(&caller, set(POLICY)));
+    let later = Caller::new("later");
+    let other = POLICY.replace("port: 8080", "port: 9090");
+    assert_ne!(other, POLICY);
+    let mut second = Box::pin(mesh.registry.apply_policy(&later, set(&other)));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(first.as_mut().poll(&mut context).is_pending() && second.as_mut().poll(&mut context).is_pending());
+    drop(taken);
+    assert_eq!(first.await.expect("applied").number, 1);
+    assert_eq!(second.await.expect("on top of the first").number, 2);
+}

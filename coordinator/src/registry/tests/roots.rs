@@ -177,3 +177,39 @@ async fn the_key_of_a_root_that_does_not_sign_may_be_away_for_any_time() {
     assert_eq!(back.tls_identities().count(), 2, "nodes are served under both again");
     mesh.rotate(Step::Activate).await.expect("activated");
 }
+
+/// Every file under `directory`, with its content.
+fn files(directory: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(directory).expect("directory") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(&path).expect("file"));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn asking_whether_the_second_root_could_sign_writes_nothing_and_is_refused_where_it_could_not() {
+    let mesh = Mesh::new().await;
+    mesh.rotate(Step::Introduce).await.expect("introduced");
+    let ask = || async {
+        let caller = Caller { dry_run: true, ..Caller::new("test") };
+        let missing = |_: &State, _: &TrustRoots, _: UnixTime| Vec::new();
+        mesh.registry.rotate(&caller, Rotate { step: Step::Activate, force: false, missing: &missing }).await
+    };
+    // Everything under both roots is past half of its life: whoever opens them makes it anew.
+    mesh.pass(100 * DAY);
+    let ca = mesh.directory.path().join("ca");
+    let before = files(&ca);
+    let asked = ask().await.expect("it could");
+    assert_eq!(asked.stage(), RotationStage::Activated);
+    assert_eq!(mesh.registry.authority().trust().stage(), RotationStage::Introduced);
+    assert!(files(&ca) == before, "a question left files behind");
+    let key = before.keys().find(|path| path.starts_with(ca.join("roots")) && path.ends_with("root/root.key"));
+    std::fs::remove_file(key.expect("the second root's key")).expect("taken away");
+    assert_eq!(reason(ask().await), Reason::Conflict, "as the step itself would be");
+}

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use warren_proto::admin::{AuditEntry, AuditExport, AuditList, AuditProof, AuditReport};
 
+use super::audit_certificate::Wanted;
 use super::audit_file::{Questions, verify};
 use super::audit_proof;
 use super::connection::Connection;
@@ -17,17 +18,17 @@ use crate::cli::block_on;
 #[command(after_help = "\
 Every change and every issued certificate leaves a row, written in the same commit. Rows are chained by hash. `verify` exits 3 when the chain is broken. Note the head it prints: a later verification that passes through it shows that nothing before was changed. With --file it is checked here, without the coordinator, on rows that `export` wrote.
 
-The rows are also the leaves of a Merkle tree (RFC 9162) whose head the coordinator signs. `prove` gives a row with the proof that it is in the log; `verify --proof` checks it here, by the mesh's root certificate alone. Keep a head: with --since a later proof shows that the log of then is the beginning of the log of now, and `verify --head` checks that.
+The rows are also the leaves of a Merkle tree (RFC 9162) whose head the coordinator signs. `prove` gives a row with the proof that it is in the log; `verify --proof` checks it here, by the mesh's root certificate alone. A serial number finds a row and identifies no certificate: whoever has the issuer's key can choose one. With --certificate the certificate itself is compared, by the hash that the row holds. Keep a head: with --since a later proof shows that the log of then is the beginning of the log of now, and `verify --head` checks that.
 
 Examples:
   warren audit list --limit 20
   warren audit list -o json | jq '.items[] | select(.action == \"node.revoke\")'
   warren audit verify
   warren audit export > audit.jsonl
-  warren audit verify --file audit.jsonl --noted HASH --serial 4f6a...
+  warren audit verify --file audit.jsonl --noted HASH --certificate svid.pem
   warren audit head -o json > head.json
-  warren audit prove 4f6a... --since head.json -o json > proof.json
-  warren audit verify --proof proof.json --head head.json --serial 4f6a... --root root.pem")]
+  warren audit prove --certificate svid.pem --since head.json -o json > proof.json
+  warren audit verify --proof proof.json --head head.json --certificate svid.pem --root root.pem")]
 pub(in crate::cli) struct Arguments {
     #[command(flatten)]
     connection: Connection,
@@ -57,9 +58,12 @@ enum Verb {
     /// Print a row with the proof that it is in the log
     #[command(group = clap::ArgGroup::new("which").required(true))]
     Prove {
-        /// The row that issued the certificate with this serial number, hexadecimal.
+        /// The row that issued a certificate with this serial number, hexadecimal. That alone does not identify one.
         #[arg(value_name = "SERIAL", group = "which")]
         serial: Option<String>,
+        /// The row that issued this certificate, PEM or DER.
+        #[arg(long, value_name = "FILE", group = "which")]
+        certificate: Option<PathBuf>,
         /// The row with this number.
         #[arg(long, value_name = "SEQ", group = "which")]
         row: Option<u64>,
@@ -80,9 +84,12 @@ enum Verb {
         /// The hash of a row that was noted earlier: the log must pass through it.
         #[arg(long, value_name = "HASH", requires = "file")]
         noted: Option<String>,
-        /// A certificate's serial number, hexadecimal: its issuance must be in the log.
-        #[arg(long, value_name = "SERIAL")]
+        /// A serial number, hexadecimal: the issuance of a certificate with it must be in the log. That alone does not identify one.
+        #[arg(long, value_name = "SERIAL", conflicts_with = "certificate")]
         serial: Option<String>,
+        /// A certificate, PEM or DER: its issuance must be in the log.
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
     },
 }
 
@@ -101,42 +108,43 @@ impl Since {
     }
 }
 
-/// `word`, if it can be a serial number: what is sent is a part of a query.
-fn serial_number(word: &str) -> Result<&str, Failure> {
-    if (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(word);
+/// The certificate that a command is about, where it is about one.
+fn wanted(serial: Option<&str>, certificate: Option<&Path>) -> Result<Option<Wanted>, Failure> {
+    match (serial, certificate) {
+        (_, Some(file)) => Wanted::read(file).map(Some),
+        (serial, None) => serial.map(Wanted::by_serial).transpose(),
     }
-    Err(Failure::new(Exit::Usage, format!("{word:?} is no serial number: expected 1 to 64 hexadecimal digits"))
-        .next("openssl x509 -in CERTIFICATE -noout -serial"))
 }
 
 pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
-    if let Verb::Verify { file, proof, head, noted, serial } = &arguments.verb {
-        let serial = serial.as_deref().map(serial_number).transpose()?.map(str::to_owned);
+    if let Verb::Verify { file, proof, head, noted, serial, certificate } = &arguments.verb {
+        let issued = wanted(serial.as_deref(), certificate.as_deref())?;
         let trusted = || audit_proof::Trusted::read(arguments.connection.root()?);
         let kept = match head {
             Some(path) => Some(trusted()?.head(&audit_proof::read(path)?)?),
             None => None,
         };
         match (file, proof) {
-            (Some(file), _) => return verify_file(file, &Questions { noted: noted.clone(), serial, kept }, context),
+            (Some(file), _) => return verify_file(file, &Questions { noted: noted.clone(), issued, kept }, context),
             (None, Some(path)) => {
-                let report = trusted()?.verify(&audit_proof::read(path)?, serial.as_deref(), kept.as_ref())?;
+                let report = trusted()?.verify(&audit_proof::read(path)?, issued.as_ref(), kept.as_ref())?;
                 context.output.print(&report)?;
                 return Ok(if report.holds { Exit::Yes } else { Exit::No });
             }
-            (None, None) if serial.is_some() || kept.is_some() => {
-                let text = "--serial and --head are asked of a proof or of exported rows";
+            (None, None) if issued.is_some() || kept.is_some() => {
+                let text = "--certificate, --serial and --head are asked of a proof or of exported rows";
                 return Err(Failure::new(Exit::Usage, text)
                     .next("warren audit verify --proof FILE, or --file FILE; the coordinator's word alone would prove nothing"));
             }
             (None, None) => {}
         }
     }
+    let mut issued = None;
     let asked = match &arguments.verb {
         Verb::Head { since } => since.query()?.into_iter().collect::<Vec<_>>(),
-        Verb::Prove { serial, row, since } => {
-            let serial = serial.as_deref().map(serial_number).transpose()?.map(|serial| format!("serial={serial}"));
+        Verb::Prove { serial, certificate, row, since } => {
+            issued = wanted(serial.as_deref(), certificate.as_deref())?;
+            let serial = issued.as_ref().map(|issued| format!("serial={}", issued.serial));
             let row = row.map(|row| format!("row={row}"));
             serial.into_iter().chain(row).chain(since.query()?).collect()
         }
@@ -147,6 +155,12 @@ pub(super) fn run(arguments: Arguments, context: &Context) -> Outcome {
         match arguments.verb {
             Verb::Head { .. } | Verb::Prove { .. } => {
                 let proof: AuditProof = client.get(&format!("/audit/proof?{}", asked.join("&"))).await?;
+                if let Some(issued) = issued
+                    && let Err(problem) = audit_proof::check_row(&proof, &issued)
+                {
+                    return Err(Failure::new(Exit::No, problem)
+                        .next(format!("see what it issued: warren audit prove {}", issued.serial)));
+                }
                 context.output.print(&proof)?;
                 Ok(Exit::Yes)
             }

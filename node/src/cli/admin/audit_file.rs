@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use warren_proto::admin::AuditReport;
 use warren_proto::merkle::{Frontier, leaf_hash};
-use warren_proto::tree_head::{TreeHead, issued_serial};
+use warren_proto::tree_head::{Issuance, TreeHead};
 
 use super::Present;
+use super::audit_certificate::Wanted;
 
 /// Longest line, in bytes. The coordinator stores rows of at most 15 KiB.
 const MAX_LINE: usize = 64 * 1024;
@@ -23,12 +24,14 @@ struct Row {
     seq: u64,
     previous: String,
     #[serde(default)]
+    action: String,
+    #[serde(default)]
     new: Option<serde_json::Value>,
 }
 
 impl Row {
-    fn serial(&self) -> Option<&str> {
-        self.new.as_ref().and_then(issued_serial)
+    fn issued(&self) -> Option<Issuance<'_>> {
+        Issuance::of(&self.action, self.new.as_ref()?)
     }
 }
 
@@ -53,8 +56,8 @@ pub(super) struct FileReport {
 pub(super) struct Questions {
     /// The hash of a row that was noted earlier: the log must pass through it.
     pub(super) noted: Option<String>,
-    /// The serial number, hexadecimal, of a certificate whose issuance must be in the log.
-    pub(super) serial: Option<String>,
+    /// A certificate whose issuance must be in the log.
+    pub(super) issued: Option<Wanted>,
     /// A head that was kept earlier, its signature checked: the rows it counts must have its root.
     pub(super) kept: Option<TreeHead>,
 }
@@ -67,6 +70,7 @@ pub(super) fn verify(mut file: impl BufRead, questions: &Questions) -> std::io::
     let mut report =
         AuditReport { intact: true, problem: String::new(), entries: 0, first: 0, last: 0, head: hex::encode([0; 32]) };
     let (mut issued_in, mut passed, mut is_an_export) = (Vec::new(), false, false);
+    let mut misfit = None;
     let (mut frontier, mut met) = (Frontier::default(), None);
     let mut line = Vec::new();
     loop {
@@ -85,9 +89,10 @@ pub(super) fn verify(mut file: impl BufRead, questions: &Questions) -> std::io::
                     met = Some(report.first == 1 && frontier.root() == kept.root);
                 }
                 passed |= questions.noted.as_ref().is_some_and(|noted| noted.eq_ignore_ascii_case(&report.head));
-                let asked = questions.serial.as_deref().zip(row.serial());
-                if asked.is_some_and(|(asked, serial)| asked.eq_ignore_ascii_case(serial)) {
-                    issued_in.push(row.seq);
+                match questions.issued.as_ref().zip(row.issued()).map(|(asked, issued)| asked.is(row.seq, &issued)) {
+                    Some(Ok(true)) => issued_in.push(row.seq),
+                    Some(Err(problem)) => misfit = Some(problem),
+                    Some(Ok(false)) | None => {}
                 }
             }
             Err(Misfit::NoRow(problem)) => {
@@ -115,9 +120,9 @@ pub(super) fn verify(mut file: impl BufRead, questions: &Questions) -> std::io::
             }
         }
         .to_owned();
-    } else if holds && questions.serial.is_some() && issued_in.is_empty() {
+    } else if holds && questions.issued.is_some() && issued_in.is_empty() {
         holds = false;
-        report.problem = "no row issued that certificate".to_owned();
+        report.problem = misfit.unwrap_or_else(|| "no row issued that certificate".to_owned());
     }
     if !is_an_export && report.problem.is_empty() {
         report.problem = "it is empty".to_owned();
@@ -184,7 +189,7 @@ mod tests {
         for seq in 1..=count {
             let previous = lines.last().map_or([0; 32], |line| Sha256::digest(line.as_bytes()).into());
             lines.push(format!(
-                r#"{{"seq":{seq},"time":1800000000,"who":"node:1","action":"certificate.issue","object":"i","new":{{"serial":"4{seq}","node":"n"}},"why":"","previous":"{}"}}"#,
+                r#"{{"seq":{seq},"time":1800000000,"who":"node:1","action":"certificate.issue","object":"i","new":{{"serial":"4{seq}","node":"n","certificate_sha256":"c{seq}"}},"why":"","previous":"{}"}}"#,
                 hex::encode(previous)
             ));
         }
@@ -284,10 +289,25 @@ mod tests {
 
     #[test]
     fn the_issuance_of_a_certificate_is_found_with_its_row_or_said_to_be_missing() {
-        let asked = |serial: &str| Questions { serial: Some(serial.to_owned()), ..Questions::default() };
+        let asked = |serial: &str| {
+            let issued = Some(Wanted::by_serial(serial).expect("a serial number"));
+            Questions { issued, ..Questions::default() }
+        };
         let report = check(&log(9), &asked("47"));
         assert_eq!((report.holds, report.issued_in.as_slice()), (true, [7].as_slice()));
         assert!(report.text(false).contains("issued in row 7, 2 rows before the head"));
         assert!(!check(&log(9), &asked("99")).holds);
+
+        let certificate = |sha256: &str| {
+            let issued =
+                Wanted { sha256: Some(sha256.to_owned()), ..Wanted::by_serial("47").expect("a serial number") };
+            Questions { issued: Some(issued), ..Questions::default() }
+        };
+        assert_eq!(check(&log(9), &certificate("c7")).issued_in, [7]);
+        let report = check(&log(9), &certificate("c8"));
+        assert!(!report.holds && report.report.problem.contains("another certificate"), "{report:?}");
+        // What only shows a certificate issued none.
+        let shows = log(1)[0].replace("certificate.issue", "node.renewed");
+        assert!(!check(&[shows], &asked("41")).holds);
     }
 }

@@ -16,8 +16,9 @@ use warren_proto::admin::{AuditProof, Timestamp, read_path};
 use warren_proto::certificate::AuthorityCertificate;
 use warren_proto::merkle::{leaf_hash, verify_consistency, verify_inclusion};
 use warren_proto::reason::{Reason, Refusal};
-use warren_proto::tree_head::{TreeHead, issued_serial};
+use warren_proto::tree_head::{Issuance, TreeHead};
 
+use super::audit_certificate::Wanted;
 use super::{Exit, Failure, Present, Table};
 
 /// The largest proof, in bytes: a row of 15 KiB, escaped, and two lists of hashes.
@@ -60,8 +61,12 @@ pub(super) struct ProofReport {
     pub(super) time: Timestamp,
     /// The row that is proven.
     pub(super) row: Option<u64>,
-    /// The certificate that it issued.
+    /// The serial number of the certificate that it issued.
     pub(super) serial: Option<String>,
+    /// The SHA-256 of that certificate.
+    pub(super) certificate_sha256: Option<String>,
+    /// Whether a certificate was compared with that hash, and is it.
+    pub(super) compared: bool,
     /// The earlier log that is proven to be the beginning.
     pub(super) since: Option<u64>,
 }
@@ -101,12 +106,14 @@ impl Trusted {
     pub(super) fn verify(
         &self,
         proof: &AuditProof,
-        serial: Option<&str>,
+        wanted: Option<&Wanted>,
         kept: Option<&TreeHead>,
     ) -> Result<ProofReport, Refusal> {
         let head = self.head(proof)?;
-        let issued = proof.row.as_ref().and_then(|row| issued_in(&row.text));
-        let problem = problem(&head, proof, (serial, issued.as_deref()), kept)?;
+        let row = proof.row.as_ref().and_then(|row| Row::read(&row.text));
+        let issued = row.as_ref().and_then(Row::issued);
+        let problem = problem(&head, proof, (wanted, issued), kept)?;
+        let compared = problem.is_none();
         Ok(ProofReport {
             holds: problem.is_none(),
             problem: problem.unwrap_or_default(),
@@ -114,7 +121,9 @@ impl Trusted {
             root: hex::encode(head.root),
             time: head.time.into(),
             row: proof.row.as_ref().map(|row| row.seq),
-            serial: issued,
+            serial: issued.map(|issued| issued.serial.to_owned()),
+            certificate_sha256: issued.and_then(|issued| issued.certificate_sha256).map(str::to_owned),
+            compared: compared && wanted.is_some_and(|wanted| wanted.sha256.is_some()),
             since: kept.map(|kept| kept.size),
         })
     }
@@ -124,7 +133,7 @@ impl Trusted {
 fn problem(
     head: &TreeHead,
     proof: &AuditProof,
-    (asked, issued): (Option<&str>, Option<&str>),
+    (asked, issued): (Option<&Wanted>, Option<Issuance<'_>>),
     kept: Option<&TreeHead>,
 ) -> Result<Option<String>, Refusal> {
     if let Some(row) = &proof.row {
@@ -136,12 +145,9 @@ fn problem(
         }
     }
     if let Some(asked) = asked
-        && !issued.is_some_and(|issued| issued.eq_ignore_ascii_case(asked))
+        && let Err(problem) = issued_by(proof, asked, issued)
     {
-        return Ok(Some(match &proof.row {
-            Some(row) => format!("row {} is not the issuance of {asked}", row.seq),
-            None => "there is no row in it".to_owned(),
-        }));
+        return Ok(Some(problem));
     }
     let Some(kept) = kept else { return Ok(None) };
     if kept.size > head.size {
@@ -158,9 +164,37 @@ fn problem(
         .then(|| format!("the log's first {} rows are not those of the kept head: it was written anew", kept.size)))
 }
 
-fn issued_in(row: &str) -> Option<String> {
-    let row: serde_json::Value = serde_json::from_str(row).ok()?;
-    issued_serial(row.get("new")?).map(str::to_owned)
+/// That the row of a proof issued what is asked for, or why not.
+fn issued_by(proof: &AuditProof, asked: &Wanted, issued: Option<Issuance<'_>>) -> Result<(), String> {
+    let Some(row) = &proof.row else { return Err("there is no row in it".to_owned()) };
+    match issued.map(|issued| asked.is(row.seq, &issued)).transpose()? {
+        Some(true) => Ok(()),
+        _ => Err(format!("row {} is not the issuance of {}", row.seq, asked.serial)),
+    }
+}
+
+/// Refuses a proof whose row did not issue the certificate that it was asked for.
+pub(super) fn check_row(proof: &AuditProof, asked: &Wanted) -> Result<(), String> {
+    let row = proof.row.as_ref().and_then(|row| Row::read(&row.text));
+    issued_by(proof, asked, row.as_ref().and_then(Row::issued))
+}
+
+/// What is needed of a row.
+#[derive(serde::Deserialize)]
+struct Row {
+    action: String,
+    #[serde(default)]
+    new: Option<serde_json::Value>,
+}
+
+impl Row {
+    fn read(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    fn issued(&self) -> Option<Issuance<'_>> {
+        Issuance::of(&self.action, self.new.as_ref()?)
+    }
 }
 
 impl Present for ProofReport {
@@ -174,8 +208,20 @@ impl Present for ProofReport {
         if let Some(row) = self.row {
             text.push_str(&format!("\nok row {row} is in the log"));
         }
-        if let Some(serial) = &self.serial {
-            text.push_str(&format!(": the issuance of {serial}"));
+        match (&self.serial, &self.certificate_sha256) {
+            (Some(serial), Some(hash)) if self.compared => {
+                text.push_str(&format!(": the issuance of this certificate, {serial}\nsha256 {hash}"));
+            }
+            (Some(serial), hash) => {
+                text.push_str(&format!(": the issuance of a certificate with serial number {serial}"));
+                if let Some(hash) = hash {
+                    text.push_str(&format!("\nsha256 {hash}"));
+                }
+                text.push_str(
+                    "\nnote a serial number alone does not identify a certificate: compare it with --certificate FILE",
+                );
+            }
+            (None, _) => {}
         }
         if let Some(since) = self.since {
             text.push_str(&format!("\nok the {since} rows of the kept head are its beginning"));
@@ -215,7 +261,13 @@ mod tests {
     use crate::test_mesh::{NOW, TestMesh};
 
     fn row(seq: u64) -> String {
-        format!(r#"{{"seq":{seq},"action":"certificate.issue","new":{{"serial":"4{seq}"}}}}"#)
+        format!(
+            r#"{{"seq":{seq},"action":"certificate.issue","new":{{"serial":"4{seq}","certificate_sha256":"c{seq}"}}}}"#
+        )
+    }
+
+    fn serial(word: &str) -> Wanted {
+        Wanted::by_serial(word).expect("a serial number")
     }
 
     #[derive(Default)]
@@ -258,19 +310,19 @@ mod tests {
         let kept = AuditProof { head: Log::of(&rows[..6]).head(&mesh, NOW), row: None, since: None };
         let kept = trusted.head(&kept).expect("signed");
         let proof = Log::of(&rows).prove(&mesh, 4, 6);
-        let report = trusted.verify(&proof, Some("44"), Some(&kept)).expect("judged");
+        let report = trusted.verify(&proof, Some(&serial("44")), Some(&kept)).expect("judged");
         assert!(report.holds && report.problem.is_empty(), "{report:?}");
         assert_eq!(
             (report.size, report.row, report.serial.as_deref(), report.since),
             (11, Some(4), Some("44"), Some(6))
         );
 
-        let fails = |proof: &AuditProof, serial, kept: Option<&TreeHead>| {
-            let report = trusted.verify(proof, serial, kept).expect("judged");
+        let fails = |proof: &AuditProof, wanted: Option<&Wanted>, kept: Option<&TreeHead>| {
+            let report = trusted.verify(proof, wanted, kept).expect("judged");
             assert!(!report.holds && report.text(false).starts_with("fail "), "{report:?}");
             report.problem
         };
-        assert!(fails(&proof, Some("45"), None).contains("not the issuance"));
+        assert!(fails(&proof, Some(&serial("45")), None).contains("not the issuance"));
         let mut other = proof.clone();
         other.row.as_mut().expect("row").text = row(5);
         assert!(fails(&other, None, None).contains("not in the log"));
@@ -282,12 +334,38 @@ mod tests {
         let mut anew = rows.clone();
         anew[1] = anew[1].replace("42", "99");
         let forged = Log::of(&anew).prove(&mesh, 4, 6);
-        assert!(trusted.verify(&forged, Some("44"), None).expect("judged").holds, "whole in itself");
-        assert!(fails(&forged, Some("44"), Some(&kept)).contains("written anew"));
+        assert!(trusted.verify(&forged, Some(&serial("44")), None).expect("judged").holds, "whole in itself");
+        assert!(fails(&forged, Some(&serial("44")), Some(&kept)).contains("written anew"));
         assert!(fails(&Log::of(&rows[..5]).prove(&mesh, 4, 5), None, Some(&kept)).contains("rows are gone"));
         assert!(fails(&Log::of(&rows).prove(&mesh, 4, 5), None, Some(&kept)).contains("--since"));
         let same = Log::of(&rows[..6]).prove(&mesh, 4, 6);
         assert!(trusted.verify(&AuditProof { since: None, ..same }, None, Some(&kept)).expect("judged").holds);
+    }
+
+    #[test]
+    fn a_certificate_with_a_serial_number_of_the_log_is_not_its_issuance_and_no_other_row_is_one() {
+        let mesh = TestMesh::new();
+        let trusted = Trusted::of(mesh.root_der()).expect("root");
+        let proof = Log::of(&[row(1), row(2)]).prove(&mesh, 2, 1);
+        let certificate = |sha256: &str| Wanted { sha256: Some(sha256.to_owned()), ..serial("42") };
+        let report = trusted.verify(&proof, Some(&certificate("c2")), None).expect("judged");
+        assert!(report.holds && report.compared && report.text(false).contains("of this certificate"), "{report:?}");
+        check_row(&proof, &certificate("c2")).expect("it is");
+        let report = trusted.verify(&proof, Some(&certificate("c3")), None).expect("judged");
+        assert!(!report.holds && !report.compared && report.problem.contains("another certificate"), "{report:?}");
+        check_row(&proof, &certificate("c3")).expect_err("it is not");
+        let report = trusted.verify(&proof, Some(&serial("42")), None).expect("judged");
+        assert!(report.holds && !report.compared && report.text(false).contains("does not identify"), "{report:?}");
+
+        // In the log, signed and proven, and it issued nothing.
+        for action in ["node.renewed", "node.set-workloads"] {
+            let shows = row(1).replace("certificate.issue", action);
+            let mut log = Log::of(std::slice::from_ref(&shows)).prove(&mesh, 1, 1);
+            log.row.as_mut().expect("row").text = shows;
+            let report = trusted.verify(&log, None, None).expect("judged");
+            assert!(report.holds && report.serial.is_none(), "{report:?}");
+            assert!(!trusted.verify(&log, Some(&serial("41")), None).expect("judged").holds, "{action}");
+        }
     }
 
     #[test]
