@@ -32,7 +32,7 @@ use warren_engine::segment::VirtioNetHeader;
 use warren_netns_tests::host::{self as lab_host, Outcome, netlink};
 use warren_netns_tests::lab::Lab;
 use warren_node::clock;
-use warren_node::data_plane::io::{InnerIo, OuterIo, ReceiveBatch, Received, SendRefusal};
+use warren_node::data_plane::io::{Fragments, InnerIo, OuterIo, ReceiveBatch, Received, SendRefusal};
 use warren_node::data_plane::offload::{Offloads, Switches};
 use warren_node::data_plane::{DataPlane, DataPlaneConfig, DataPlaneEvent, Devices, Status, tun, udp};
 use warren_node::host::{Desired, Host, HostInstance, Keeper};
@@ -458,8 +458,13 @@ impl OuterIo for Flaky {
         }
     }
 
-    fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
-        self.socket.send_whole(endpoint, bytes, refused);
+    fn send_alone(
+        &mut self,
+        datagram: Transmit<'_>,
+        fragments: Fragments,
+        refused: &mut dyn FnMut(SocketAddr, SendRefusal),
+    ) {
+        self.socket.send_alone(datagram, fragments, refused);
     }
 
     fn coalesces(&self) -> bool {

@@ -164,7 +164,8 @@ impl Bucket {
 const PER_SOURCE_PER_SECOND: f64 = 20.0;
 const PER_SOURCE_BURST: f64 = 5.0;
 /// Keys that initiations without a hint are tried with: a hash for each key, a third of a microsecond, so at most a twentieth
-/// of a core. Whoever does not know a key of ours costs no more than that. With one key no junk that fits through the mailbox uses this up, and plain devices are not shut out.
+/// of a core. Whoever does not know a key of ours costs no more than that. A node with one key tries so many messages a second,
+/// one with a hundred keys a hundredth of it.
 const TRIALS_PER_SECOND: f64 = 150_000.0;
 const TRIALS_BURST: f64 = 75_000.0;
 /// Initiations without a hint, made for a key of ours, that may cost a key agreement each without a cookie.

@@ -47,7 +47,7 @@ const NODE_STOPS: Duration = Duration::from_secs(20);
 #[command(after_help = "\
 The program starts when packets are let through as policy says, and not at all when that takes longer than --wait. It runs in a process group of its own, without capabilities, and without any WARREN_ variable. Programs of the same user may read what this user may read: give --user where the node runs as root, so that its keys stay its own.
 
-With --network private the program gets a network namespace of its own that only the overlay leads out of: it reaches no other network, and nothing but the overlay reaches it. The tunnel's UDP port and the control link stay where warren was started. It takes CAP_SYS_ADMIN.
+With --network private the program gets a network namespace of its own that only the overlay leads out of: no other network is routed to it, and nothing but the overlay reaches it. What it may open by path, the sockets of other programs among it, it may still open: give --user. The tunnel's UDP port and the control link stay where warren was started. It takes CAP_SYS_ADMIN.
 
 SIGTERM goes to the program's group; a second one, or --grace, kills it. What the program leaves running is ended with it; then the node says goodbye. Should the node end first, the program is ended, too.
 

@@ -14,13 +14,16 @@ use warren_engine::output::{Transmit, WorkerEvent};
 use warren_engine::tables::{Shared, Tables, UnderWay};
 use warren_proto::Reason;
 
-use super::io::OuterIo;
+use super::io::{Fragments, OuterIo};
 use super::mailbox::{Lane, Mail};
 use super::worker_loop::{ToWorker, Wiring, reason};
 use super::{DataPlaneEvent, Status};
 
 /// The longest wait: timers are kept on a clock that counts through suspend, and waiting is not.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// UDP payload that fits any path of IPv6 (RFC 8200, section 5) without fragments.
+const FITS_EVERY_IPV6_PATH: usize = 1280 - 40 - 8;
 
 /// What others hand to the engine.
 pub(super) enum ToEngine {
@@ -202,11 +205,14 @@ impl EngineLoop {
         while let Some(transmit) = self.engine.poll_transmit() {
             let own = &self.own;
             let bytes = &transmit.datagram[..];
+            let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len(), ecn: transmit.ecn };
+            let mut refused = |_, why| own.drop_one(reason(why));
             if transmit.whole {
-                self.outer.send_whole(transmit.to, bytes, &mut |_, why| own.drop_one(reason(why)));
+                self.outer.send_alone(one, Fragments::Nowhere, &mut refused);
+            } else if transmit.to.is_ipv6() && bytes.len() > FITS_EVERY_IPV6_PATH {
+                self.outer.send_alone(one, Fragments::AsRoutersSay, &mut refused);
             } else {
-                let one = Transmit { endpoint: transmit.to, bytes, segment: bytes.len(), ecn: transmit.ecn };
-                self.outer.send(&mut std::iter::once(one), &mut |_, why| own.drop_one(reason(why)));
+                self.outer.send(&mut std::iter::once(one), &mut refused);
             }
             while let Some((to, payload)) = self.outer.poll_path_mtu() {
                 self.engine.handle_path_mtu(to, payload, (self.wiring.time)());

@@ -51,9 +51,13 @@ pub trait OuterIo: Send {
         refused: &mut dyn FnMut(SocketAddr, SendRefusal),
     );
 
-    /// Sends one datagram that must not be fragmented, here or on the way. That it is longer than the path is no loss: it
-    /// asks for that.
-    fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal));
+    /// Sends one datagram whose fragmentation is another than that of the rest.
+    fn send_alone(
+        &mut self,
+        datagram: Transmit<'_>,
+        fragments: Fragments,
+        refused: &mut dyn FnMut(SocketAddr, SendRefusal),
+    );
 
     /// An endpoint whose path turned out to be narrower than what was sent there, and the UDP payload that it takes. Ask
     /// after a send, until there is none.
@@ -68,6 +72,16 @@ pub trait OuterIo: Send {
 
     /// Becomes readable when there is a datagram, or an error to learn of.
     fn descriptor(&self) -> BorrowedFd<'_>;
+}
+
+/// Where a datagram may be fragmented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fragments {
+    /// Nowhere. That it is longer than the path takes is no loss: it asks for that.
+    Nowhere,
+    /// Here, to what routers have said that the path takes. No router cuts IPv6, and a plain device answers no probe: for it
+    /// nothing else finds out.
+    AsRoutersSay,
 }
 
 /// Why a datagram did not leave.

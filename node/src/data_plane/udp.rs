@@ -14,10 +14,9 @@ use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use warren_engine::ecn::NOT_ECT;
 use warren_engine::output::Transmit;
 
-use super::io::{OuterIo, ReceiveBatch, SendRefusal};
+use super::io::{Fragments, OuterIo, ReceiveBatch, SendRefusal};
 use super::io_errors::{Call, describe};
 use super::offload::{Offload, Offloads, kernel_version};
 use super::syscalls::{Kernel, Syscalls};
@@ -229,13 +228,16 @@ fn hear_marks(fd: BorrowedFd<'_>, ipv6: bool, kernel: &impl Syscalls) -> Result<
     Ok(())
 }
 
+/// How datagrams of IPv4 and of IPv6 are fragmented: where their device demands it, whatever routers say.
+const OMIT: (i32, i32) = (libc::IP_PMTUDISC_OMIT, libc::IPV6_PMTUDISC_OMIT);
+
 /// Leaves outer datagrams without "don't fragment": a path narrower than the tunnel's MTU then costs speed and not
 /// connections. What ICMP says of the path is not believed: one forged message would have this host cut everything to that
 /// peer into fragments, trains included, for ten minutes. The engine asks the path itself.
 fn allow_fragments(fd: BorrowedFd<'_>, ipv6: bool, kernel: &impl Syscalls) -> Result<(), Errno> {
-    kernel.set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT)?;
+    kernel.set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, OMIT.0)?;
     if ipv6 {
-        kernel.set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_OMIT)?;
+        kernel.set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, OMIT.1)?;
     }
     Ok(())
 }
@@ -351,26 +353,39 @@ impl<S: Syscalls> OuterIo for UdpSocket<S> {
         self.offloads.is_on(Offload::Gro)
     }
 
-    /// "Don't fragment" is a setting of the socket. For the moment of this send it holds for what others send through it
-    /// too; whatever of theirs does not fit its device then is refused as too big, which is what the path is asked about.
-    fn send_whole(&mut self, endpoint: SocketAddr, bytes: &[u8], refused: &mut dyn FnMut(SocketAddr, SendRefusal)) {
+    /// Fragmentation is a setting of the socket. For the moment of this send it holds for what others send through it too;
+    /// whatever of theirs does not fit its device then is refused as too big, which is what the path is asked about.
+    fn send_alone(
+        &mut self,
+        datagram: Transmit<'_>,
+        fragments: Fragments,
+        refused: &mut dyn FnMut(SocketAddr, SendRefusal),
+    ) {
+        let (endpoint, length) = (datagram.endpoint, datagram.bytes.len());
         let mut count = 0;
-        self.add(&mut count, Transmit { endpoint, bytes, segment: bytes.len(), ecn: NOT_ECT }, refused);
-        let (level, name, whole, otherwise) = if endpoint.is_ipv4() {
-            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_OMIT)
-        } else {
-            (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_OMIT)
-        };
+        self.add(&mut count, datagram, refused);
         if count == 0 {
             return;
         }
-        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, whole) {
+        let (level, name, setting, otherwise) = match (endpoint.is_ipv4(), fragments) {
+            (true, Fragments::Nowhere) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, OMIT.0),
+            (true, Fragments::AsRoutersSay) => {
+                (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT, OMIT.0)
+            }
+            (false, Fragments::Nowhere) => {
+                (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE, OMIT.1)
+            }
+            (false, Fragments::AsRoutersSay) => {
+                (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT, OMIT.1)
+            }
+        };
+        if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, setting) {
             return self.refuse(endpoint, 1, SendRefusal::Failed(errno.raw_os_error()), refused);
         }
-        // SAFETY: header 0 points at `bytes`, which lives through the call, and at a name inside `self.vectors`.
+        // SAFETY: header 0 points at the datagram, which lives through the call, and at a name inside `self.vectors`.
         match unsafe { self.kernel.sendmmsg(self.fd.as_fd(), &mut self.vectors.headers[..count]) } {
             Ok(1..) => {}
-            Err(Errno::MSGSIZE) => self.note_path(endpoint, bytes.len()),
+            Err(Errno::MSGSIZE) if fragments == Fragments::Nowhere => self.note_path(endpoint, length),
             Ok(0) | Err(_) => self.flush(0, count, refused),
         }
         if let Err(errno) = self.kernel.set_option(self.fd.as_fd(), level, name, otherwise) {

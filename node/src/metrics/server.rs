@@ -21,6 +21,7 @@ use warren_proto::reason::{Reason, Refusal};
 
 use crate::daemon::surface::Surface;
 use crate::stop::Stop;
+use crate::underlay;
 
 /// Askers at once: a few scrapers, and whoever tries it by hand.
 const CONNECTIONS: usize = 16;
@@ -40,10 +41,11 @@ const PAGE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 pub struct Server(TcpListener);
 
 impl Server {
-    /// Listens at `address`, which may be one of the overlay that this host is yet to get (`IP_FREEBIND`): it then answers
+    /// Listens at `address` of the underlay's network namespace, which may be one of the overlay that this host is yet to get (`IP_FREEBIND`): it then answers
     /// those whom policy lets in.
     pub fn bind(address: SocketAddr) -> Result<Self, Refusal> {
-        listen(address).map(Self).map_err(|error| {
+        let listening = underlay::run(move || listen(address)).and_then(|made| made);
+        listening.and_then(TcpListener::from_std).map(Self).map_err(|error| {
             Refusal::new(Reason::Internal, format!("metrics.address {address} cannot be listened at: {error}"))
                 .hint("choose another port, or leave metrics.address empty")
         })
@@ -78,7 +80,7 @@ impl Server {
     }
 }
 
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
@@ -89,7 +91,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 async fn serve(stream: TcpStream, surface: Arc<Surface>) {

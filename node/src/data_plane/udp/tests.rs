@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use warren_engine::ecn::NOT_ECT;
+
 use super::*;
 use crate::data_plane::offload::Switches;
 use crate::data_plane::syscalls::script::{End, On, Script, Times};
@@ -378,24 +380,37 @@ fn a_datagram_that_must_stay_whole_and_does_not_fit_tells_of_the_path_and_counts
     let to = receiver.local_addr().expect("address");
     let mut refusals = Vec::new();
     script.let_end(On::Sendmmsg, End::Fails(Errno::MSGSIZE), Times::Next(1));
-    one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+    one.engine.send_alone(train(to, &[7; 1000], 1000), Fragments::Nowhere, &mut |_, why| refusals.push(why));
     assert_eq!(one.engine.poll_path_mtu(), Some((to, 900 - 28)));
     assert_eq!((refusals.len(), offloads.errors().lines().len()), (0, 0));
     // Setting and taking back "don't fragment", once for this send and once when the socket was made.
     assert_eq!(script.calls(On::SetOption(libc::IP_MTU_DISCOVER)), 3);
-    one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+    one.engine.send_alone(train(to, &[7; 1000], 1000), Fragments::Nowhere, &mut |_, why| refusals.push(why));
     let mut buffer = [0; 2000];
     assert_eq!(receiver.recv(&mut buffer).expect("receive"), 1000);
     for errno in SEND_ERRORS {
         script.let_end(On::Sendmmsg, End::Fails(errno), Times::Forever);
         refusals.clear();
-        one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+        one.engine.send_alone(train(to, &[7; 1000], 1000), Fragments::Nowhere, &mut |_, why| refusals.push(why));
         assert_eq!(refusals.len(), usize::from(errno != Errno::MSGSIZE), "{errno:?}");
     }
     script.let_end(On::SetOption(libc::IP_MTU_DISCOVER), End::Fails(Errno::PERM), Times::Forever);
     refusals.clear();
-    one.engine.send_whole(to, &[7; 1000], &mut |_, why| refusals.push(why));
+    one.engine.send_alone(train(to, &[7; 1000], 1000), Fragments::Nowhere, &mut |_, why| refusals.push(why));
     assert_eq!(refusals, [SendRefusal::Failed(libc::EPERM)], "it does not go without");
+}
+
+#[test]
+fn what_routers_say_holds_for_the_one_datagram_that_is_to_go_by_it() {
+    let (script, offloads) = (Script::default(), all());
+    let mut one = bind_with(0, 1, &offloads, &script).expect("bind");
+    let Ok(receiver) = Plain::bind("[::1]:0") else { return };
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    let to = receiver.local_addr().expect("address");
+    let before = script.calls(On::SetOption(libc::IPV6_MTU_DISCOVER));
+    one.engine.send_alone(train(to, &[7; 1400], 1400), Fragments::AsRoutersSay, &mut |_, why| panic!("{why:?}"));
+    assert_eq!(receiver.recv(&mut [0; 2000]).expect("receive"), 1400);
+    assert_eq!(script.calls(On::SetOption(libc::IPV6_MTU_DISCOVER)), before + 2, "for this send, and back");
 }
 
 #[test]
