@@ -218,7 +218,7 @@ fn refused() -> Result<()> {
     let status = bank.say(&["status", "-o", "json"])?.expect(0)?.json()?;
     let of_a_node = text(&status["instances"][0], "tunnelKey");
     say(&["peer", "add", "router", "--public-key", &zero], 2, "low order")?;
-    say(&["peer", "add", "router", "--public-key", "short"], 2, "publicKey")?;
+    say(&["peer", "add", "router", "--public-key", "short"], 2, "--public-key \"short\" is not 32 bytes")?;
     say(&["peer", "add", "router", "--public-key", of_a_node], 7, "bound to bank/banking-api")?;
     say(&["peer", "add", "toaster", "--public-key", &fresh], 6, "policy declares no Peer toaster")?;
     say(&["peer", "add", "phone", "--public-key", &fresh], 7, "registered as phone already")?;

@@ -237,12 +237,16 @@ fn kills() -> Result<()> {
 
 fn orphans() -> Result<()> {
     let (_mesh, web) = mesh_and_node()?;
+    // Known from what another run of these tests may have left.
+    let lasting = format!("sleep 1234.{}", std::process::id());
     for way in WAYS {
-        let script = "for i in $(seq 100); do (sh -c 'exit 0' &); done; echo > $HERE/forked
+        let script = format!(
+            "for i in $(seq 100); do (sh -c 'exit 0' &); done; echo > $HERE/forked
             while [ ! -e $HERE/on ]; do sleep 0.05; done; rm $HERE/on
-            setsid sh -c 'echo > $HERE/left; exec sleep 1234.5' &
-            while [ ! -e $HERE/left ]; do sleep 0.05; done; exit 4";
-        let mut run = Run::script(&web, way, &[], script)?;
+            setsid sh -c 'echo > $HERE/left; exec {lasting}' &
+            while [ ! -e $HERE/left ]; do sleep 0.05; done; exit 4"
+        );
+        let mut run = Run::script(&web, way, &[], &script)?;
         wait_for(&web, "forked", &mut run)?;
         let wrapper = run.wrapper()?;
         eventually("the wrapper has two children, the node and the program", IN_FORCE, || {
@@ -253,7 +257,7 @@ fn orphans() -> Result<()> {
         let (code, log) = run.code()?;
         ensure!(code == 4, "{way:?}: {code}\n{log}");
         let left = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let left: Vec<_> = left.map(command_line).filter(|line| line.contains("sleep 1234.5")).collect();
+        let left: Vec<_> = left.map(command_line).filter(|line| line.contains(&lasting)).collect();
         ensure!(left.is_empty(), "{way:?}: {left:?}");
         let _ = fs::remove_file(web.host.directory.join("left"));
     }
