@@ -85,6 +85,8 @@ fn metrics() -> Result<()> {
         ensure!(outcome == Outcome::Connected, "{outcome:?}");
         Ok(String::from_utf8(answer)?)
     };
+    // A node that starts from what it knew is ready before its link is up.
+    eventually("the link is up", IN_FORCE, || Ok(ask("GET /metrics")?.contains("warren_control_up 1\n")))?;
     let page = ask("GET /metrics")?;
     ensure!(
         page.starts_with("HTTP/1.1 200") && page.contains("openmetrics-text") && page.ends_with("# EOF\n"),
@@ -95,7 +97,7 @@ fn metrics() -> Result<()> {
             page.lines().find_map(|line| line.strip_prefix(series)).with_context(|| format!("{series}: {page}"))?;
         Ok(line.trim().parse()?)
     };
-    ensure!(value("warren_ready ")? == 1 && value("warren_control_up ")? == 1);
+    ensure!(value("warren_ready ")? == 1, "{page}");
     ensure!(value("warren_drops_total{reason=\"denied-by-rule\"} ")? >= 1);
     let survives = value("warren_survival_seconds ")?;
     let status = bank.say(&["status", "-o", "json"])?.expect(0)?.json()?;
