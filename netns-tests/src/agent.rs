@@ -76,6 +76,16 @@ impl Agent {
         self.ask(&format!("try-udp {} {to}", word(source)))
     }
 
+    /// As [`Self::try_udp`], from this very port.
+    pub fn try_udp_from(&mut self, source: SocketAddr, to: SocketAddr) -> Result<String> {
+        self.ask(&format!("try-udp {source} {to}"))
+    }
+
+    /// As [`Self::ask_udp`], from this very port.
+    pub fn ask_udp_from(&mut self, source: SocketAddr, to: SocketAddr) -> Result<String> {
+        self.ask(&format!("udp {source} {to}"))
+    }
+
     /// Serves TCP and UDP at this address.
     pub fn serve(&mut self, at: SocketAddr) -> Result<()> {
         match self.ask(&format!("serve {at}"))?.as_str() {
@@ -146,8 +156,8 @@ fn obey(order: &str, name: &str, heard: &Arc<AtomicUsize>) -> io::Result<String>
         let to = address(second)?;
         let socket = Socket::new(Domain::for_address(to), kind, None)?;
         if first != "-" {
-            let source: IpAddr = first.parse().map_err(|error| invalid(&error))?;
-            socket.bind(&SocketAddr::from((source, 0)).into())?;
+            let source = first.parse::<IpAddr>().map(|source| (source, 0).into()).or_else(|_| address(first))?;
+            socket.bind(&source.into())?;
         }
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok::<_, io::Error>((socket, to))

@@ -138,7 +138,7 @@ pub enum HostError {
     /// The kernel cannot hold the guard.
     #[error(
         "the kernel refuses the nftables guard ({0}), and without it overlay addresses could be reached around the \
-         tunnel; load nf_tables (modprobe nf_tables) on the host, kernel 5.12 or newer"
+         tunnel; load nf_tables (modprobe nf_tables nft_fib_inet) on the host, kernel 5.12 or newer"
     )]
     NoNftables(KernelError),
     /// The kernel cannot tell whose a socket is.

@@ -22,6 +22,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
+use rustix::net::{AddressFamily, SocketType};
 use warren_netns_tests::host::{self as lab_host, netlink};
 use warren_netns_tests::lab::Lab;
 use warren_node::data_plane::io::InnerIo;
@@ -54,6 +55,7 @@ fn main() -> Result<()> {
             claim("a_changed_guard_is_noticed_and_put_right", a_changed_guard_is_noticed_and_put_right),
             claim("a_neighbour_reaches_no_overlay_address", a_neighbour_reaches_no_overlay_address),
             claim("a_neighbour_cannot_pose_as_an_overlay_address", a_neighbour_cannot_pose_as_an_overlay_address),
+            claim("nobody_on_the_host_sends_as_a_peer", nobody_on_the_host_sends_as_a_peer),
             claim("after_a_crash_overlay_traffic_does_not_leave", after_a_crash_overlay_traffic_does_not_leave),
             claim("a_more_specific_route_does_not_lead_around", a_more_specific_route_does_not_lead_around),
             claim("a_second_node_in_the_namespace_is_refused", a_second_node_in_the_namespace_is_refused),
@@ -482,6 +484,30 @@ fn a_neighbour_cannot_pose_as_an_overlay_address() -> Result<()> {
     b.namespace.run(|| send(forged, service_at))?;
     ensure!(hears(&service, PATIENCE)?, "the attempt does not work even without the guard");
     Ok(())
+}
+
+/// Binding an address of IPv6 that is no local one takes no privilege.
+fn nobody_on_the_host_sends_as_a_peer() -> Result<()> {
+    on_a_host(|| {
+        let (tun, mut host) = (open()?, Host::claim()?);
+        host.apply(&desired(&tun))?;
+        for to in [IpAddr::V6(Ipv6Addr::LOCALHOST), own().v6.into()] {
+            let service = UdpSocket::bind((to, 0))?;
+            service.set_read_timeout(Some(PATIENCE))?;
+            let (peer, itself) = (addresses(20).v6, UdpSocket::bind((own().v6, 0))?);
+            let poses = rustix::net::socket(AddressFamily::INET6, SocketType::DGRAM, None)?;
+            rustix::net::sockopt::set_ipv6_freebind(&poses, true)?;
+            rustix::net::bind(&poses, &SocketAddr::from((peer, 0)))?;
+            let outcome = UdpSocket::from(poses).send_to(b"forged", service.local_addr()?);
+            let error = outcome.err().with_context(|| format!("{to} is sent what bears {peer}"))?;
+            ensure!(error.raw_os_error() == Some(libc::EPERM), "{to}: {error}");
+            itself.send_to(b"true", service.local_addr()?)?;
+            let mut heard = [0; 16];
+            let (length, from) = service.recv_from(&mut heard)?;
+            ensure!((&heard[..length], from) == (b"true", itself.local_addr()?), "{from}");
+        }
+        Ok(())
+    })
 }
 
 fn after_a_crash_overlay_traffic_does_not_leave() -> Result<()> {

@@ -11,16 +11,17 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "everything here is a test")]
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use rtnetlink::LinkUnspec;
 use warren_netns_tests::agent::{self, Agent};
 use warren_netns_tests::cgroup::{Cgroup, fresh_path};
-use warren_netns_tests::host::Host as LabHost;
+use warren_netns_tests::host::{Host as LabHost, netlink};
 use warren_netns_tests::lab::Lab;
 use warren_netns_tests::processes::eventually;
 use warren_node::data_plane::offload::{Offloads, Switches};
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WEB: usize = 0;
 const BANK: usize = 1;
 const REST: usize = 2;
+/// An instance of another host.
+const PEER: usize = 40;
 
 fn main() -> Result<()> {
     agent::be_one_if_asked();
@@ -50,6 +53,9 @@ fn main() -> Result<()> {
             claim("a_program_uses_its_own_address_and_no_other", own_address_only),
             claim("a_foreign_listener_hears_nothing", a_foreign_listener_hears_nothing),
             claim("between_instances_passes_what_is_opened_and_nothing_else", openings),
+            claim("over_udp_passes_an_answer_to_what_was_asked_and_no_more", answers_over_udp),
+            claim("a_datagram_in_fragments_is_heard", fragments),
+            claim("another_network_namespace_is_not_judged", another_namespace),
             claim("a_program_that_names_no_source_has_its_own_instances", own_source),
             claim("a_user_is_told_from_another", users),
             claim("a_tie_follows_a_cgroup_that_is_made_anew", a_tie_follows),
@@ -88,7 +94,7 @@ struct World {
     paths: [String; 2],
     cgroups: Vec<Cgroup>,
     desired: Desired,
-    _lab: Lab,
+    lab: Lab,
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -114,7 +120,7 @@ impl World {
             device: tun.index,
             mtu: 1420,
         };
-        Ok(Self { a, tun, paths, cgroups: Vec::new(), desired, _lab: lab })
+        Ok(Self { a, tun, paths, cgroups: Vec::new(), desired, lab })
     }
 
     /// The same with its cgroups; `None` where nobody may make them.
@@ -205,6 +211,9 @@ fn an_address_of_nobody_is_closed() -> Result<()> {
             ensure!(answer == "not permitted", "{nobodys}: {answer}");
         }
         ensure!(refused(&mut host, WEB)? >= before + 4, "{:?}", host.refused()?);
+        // And a call to a peer, which is refused in the peer's name.
+        let peer = SocketAddr::from((addresses_of(PEER)[usize::from(own.is_ipv4())], PORT));
+        ensure!(program.connect(Some(far), peer)? == "refused", "to {peer}");
         // Even from an address of its own, and from none of the overlay.
         ensure!(program.connect(Some(own.ip()), nobodys)? == "refused");
         let loopback: IpAddr = if own.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
@@ -309,6 +318,7 @@ fn own_source() -> Result<()> {
 
 const USERS: [u32; 2] = [47_101, 47_102];
 const FAR: u8 = 100;
+const ELSEWHERE: u8 = 120;
 
 fn users() -> Result<()> {
     if warren_netns_tests::namespace::is_user_namespace()? {
@@ -316,7 +326,7 @@ fn users() -> Result<()> {
         return Ok(());
     }
     let mut world = World::new()?;
-    // The program that looks at users does so on the whole machine: by addresses that no other test has.
+    // Before Linux 6.15 the program that looks at users does so on the whole machine: by addresses that no other test has.
     for (instance, number) in world.desired.instances.iter_mut().zip(1..) {
         instance.addresses = addresses(FAR + number);
     }
@@ -396,6 +406,87 @@ fn openings() -> Result<()> {
             ensure!(web.ask_udp(Some(source), to)? == format!("bank sees {source}"), "what is opened passes");
         }
         ensure!(web.connect(Some(source), to)? == "refused", "what was opened before is closed");
+    }
+    Ok(())
+}
+
+fn answers_over_udp() -> Result<()> {
+    let Some(mut world) = World::with_cgroups()? else { return Ok(()) };
+    world.open(WEB, BANK, Allows::Udp(PORT..=PORT));
+    let mut host = world.claimed()?;
+    world.apply(&mut host)?;
+    ensure!(world.apply(&mut host)?.is_empty(), "the second time changed something");
+    let (mut web, mut bank) = (world.agent(WEB, "web")?, world.agent(BANK, "bank")?);
+    let at = |address: SocketAddr, above: u16| SocketAddr::from((address.ip(), PORT + above));
+    for (opened, home) in services(BANK).into_iter().zip(services(WEB)) {
+        let (service, asking) = (at(home, 1), at(home, 2));
+        web.serve(service)?;
+        // Whoever may be called at a port has no way from it.
+        let heard = web.heard()?;
+        bank.try_udp_from(opened, service)?;
+        ensure!(web.heard()? == heard, "{service} heard {opened}, which nobody asked");
+        // What is asked opens the way back to where it was asked from, and nowhere else.
+        web.try_udp_from(asking, opened)?;
+        web.serve(asking)?;
+        bank.try_udp_from(opened, service)?;
+        bank.try_udp_from(at(opened, 1), asking)?;
+        ensure!(web.heard()? == heard, "heard of what nobody asked");
+        ensure!(bank.ask_udp_from(opened, asking)? == format!("web sees {}", opened.ip()), "an answer does not pass");
+        ensure!(web.heard()? == heard + 1);
+    }
+    Ok(())
+}
+
+fn fragments() -> Result<()> {
+    let Some(mut world) = World::with_cgroups()? else { return Ok(()) };
+    world.open(REST, WEB, Allows::Udp(PORT..=PORT));
+    let mut host = world.claimed()?;
+    world.apply(&mut host)?;
+    let mut listener = world.agent(WEB, "web")?;
+    world.a.namespace.run_async(|| async {
+        let small = LinkUnspec::new_with_index(1).mtu(1280).build();
+        Ok(netlink().await?.link().change(small).execute().await?)
+    })?;
+    for (family, to) in services(WEB).into_iter().enumerate() {
+        listener.serve(to)?;
+        let heard = listener.heard()?;
+        world.a.namespace.run(|| {
+            let sent = UdpSocket::bind((addresses_of(REST)[family], 0))?.send_to(&[7; 3000], to)?;
+            ensure!(sent == 3000);
+            Ok(())
+        })?;
+        eventually("the datagram arrives", PATIENCE, || Ok(listener.heard()? == heard + 1))?;
+    }
+    Ok(())
+}
+
+fn another_namespace() -> Result<()> {
+    if warren_netns_tests::namespace::is_user_namespace()? {
+        let _ = writeln!(std::io::stderr(), "skipped: being several users takes real root");
+        return Ok(());
+    }
+    let mut world = World::new()?;
+    let container = world.lab.host("container")?;
+    for (instance, number) in world.desired.instances.iter_mut().zip(1..) {
+        instance.addresses = addresses(ELSEWHERE + number);
+    }
+    for (instance, user) in world.desired.instances.iter_mut().zip(USERS) {
+        instance.members = Members::Ties(vec![Tie { uid: Some(user), cgroup: None }]);
+    }
+    let mut host = world.claimed()?;
+    world.apply(&mut host)?;
+    // A container of another mesh, where the same addresses are somebody else's.
+    let mut stranger = Agent::start_as(&container.namespace, None, "stranger", USERS[BANK])?;
+    for address in addresses_of(usize::from(ELSEWHERE) + WEB) {
+        container.namespace.run_async(|| async {
+            let length = if address.is_ipv4() { 32 } else { 128 };
+            Ok(netlink().await?.address().add(1, address, length).execute().await?)
+        })?;
+        let at = SocketAddr::from((address, PORT));
+        eventually("the address is there", PATIENCE, || Ok(stranger.serve(at).is_ok()))?;
+        let seen = format!("stranger sees {address}");
+        let answers = [stranger.connect(None, at)?, stranger.ask_udp(None, at)?];
+        ensure!(answers == [seen.clone(), seen], "{answers:?}");
     }
     Ok(())
 }

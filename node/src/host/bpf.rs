@@ -27,6 +27,8 @@ pub(super) struct Kind {
 
 const PROG_LOAD: libc::c_long = 5;
 const LINK_CREATE: libc::c_long = 28;
+/// linux/socket.h; libc has it for some machines only.
+const NETNS_COOKIE: libc::c_int = 71;
 
 /// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`.
 #[repr(C)]
@@ -54,16 +56,33 @@ struct Link {
     flags: u32,
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attributes` is the beginning of `union bpf_attr` for `command` and of the size that is said; the kernel takes what
-    // lies beyond it as zero, and reads what it points to during the call only, when it is borrowed.
+/// A command that answers with a descriptor.
+///
+/// # Safety
+///
+/// `attributes` is the beginning of `union bpf_attr` for `command`, and what it points to is there, and as long as it says, until
+/// this comes back.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller answers for what is in `attributes`, whose size is said; the kernel takes what lies beyond it as zero.
     let descriptor =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), std::mem::size_of::<T>()) };
     match i32::try_from(descriptor) {
-        // SAFETY: both commands answer with a descriptor that is new and nobody else's.
+        // SAFETY: such commands answer with a descriptor that is new and nobody else's.
         Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The number that programs know this thread's network namespace by (`SO_NETNS_COOKIE`, socket(7)).
+pub(super) fn namespace_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    let into = std::ptr::from_mut(&mut cookie).cast();
+    // SAFETY: the kernel writes at most `length` bytes, which is what `cookie` has.
+    let outcome = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, NETNS_COOKIE, into, std::ptr::from_mut(&mut length))
+    };
+    if outcome == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Has the program run in this cgroup and all below it, beside whatever else runs there, until the descriptor is closed.
@@ -85,9 +104,11 @@ pub(super) fn attach(kind: Kind, program: &[Instruction], cgroup: BorrowedFd<'_>
         interface: 0,
         attach: kind.attach,
     };
-    let loaded = bpf(PROG_LOAD, &load)?;
+    // SAFETY: `program` and `license` are borrowed until the end of this function, and `count` is the length of the one.
+    let loaded = unsafe { bpf(PROG_LOAD, &load) }?;
     let number = |descriptor: i32| u32::try_from(descriptor).unwrap_or(u32::MAX);
     let link =
         Link { program: number(loaded.as_raw_fd()), target: number(cgroup.as_raw_fd()), attach: kind.attach, flags: 0 };
-    bpf(LINK_CREATE, &link)
+    // SAFETY: these attributes point to nothing.
+    unsafe { bpf(LINK_CREATE, &link) }
 }

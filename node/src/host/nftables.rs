@@ -8,7 +8,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::netlink::{Attributes, Channel, FLAG_APPEND, FLAG_CREATE, FLAG_EXCLUSIVE, KernelError, Request};
 
 use rules::{ACCEPT, POLICY_DROP};
-pub(super) use rules::{Chain, Header, Meta, Operation, Step, Verdict};
+pub(super) use rules::{Chain, Header, Meta, Operation, Set, Step, Verdict};
 
 /// The table that a running node owns: only one socket can, and it goes with the process, however that ends.
 const CLAIM_TABLE: &str = "warren_node";
@@ -26,6 +26,8 @@ const NEW_CHAIN: u16 = message(3);
 const GET_CHAIN: u16 = message(4);
 const NEW_RULE: u16 = message(6);
 const GET_RULE: u16 = message(7);
+const NEW_SET: u16 = message(9);
+const GET_SET: u16 = message(10);
 
 const FAMILY_INET: u8 = 1;
 pub(super) const FAMILY_V4: u8 = 2;
@@ -46,6 +48,17 @@ const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
 const LIST_ELEMENT: u16 = 1;
+const SET_TABLE: u16 = 1;
+const SET_NAME: u16 = 2;
+const SET_FLAGS: u16 = 3;
+const SET_KEY_TYPE: u16 = 4;
+const SET_KEY_LENGTH: u16 = 5;
+const SET_DESCRIPTION: u16 = 9;
+const SET_ID: u16 = 10;
+const SET_TIMEOUT: u16 = 11;
+const DESCRIPTION_SIZE: u16 = 1;
+/// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`: rules put elements in, and they go by themselves.
+const SET_REMEMBERS: u32 = 0x10 | 0x20;
 pub(super) const LOOPBACK: u32 = 1;
 
 /// After destination translation, so that a rewritten destination is judged as well.
@@ -55,6 +68,7 @@ pub(super) const PRIORITY_AFTER_NAT: i32 = -90;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) name: &'static str,
+    pub(super) sets: Vec<Set>,
     pub(super) chains: Vec<Chain>,
 }
 
@@ -88,8 +102,9 @@ impl Nftables {
         let mut requests = [(NEW_TABLE, FLAG_CREATE), (DELETE_TABLE, 0), (NEW_TABLE, FLAG_CREATE)]
             .map(|(kind, flags)| table(wanted.name, kind, flags))
             .to_vec();
+        requests.extend(wanted.sets.iter().zip(1..).map(|(set, id)| set_request(wanted.name, set, id)));
         requests.extend(wanted.chains.iter().map(|chain| chain_request(wanted.name, chain)));
-        // The chains first: rules lead from one to another.
+        // Sets and chains first: rules ask the ones, and lead from one to another of the others.
         for chain in &wanted.chains {
             requests.extend(chain.rules.iter().map(|steps| rule_request(wanted.name, &chain.name, steps)));
         }
@@ -125,6 +140,9 @@ impl Nftables {
         let mut chains = self.0.dump(&Request::new(GET_CHAIN, 0, &HEADER), |payload| {
             if ours(payload, CHAIN_TABLE) { parse_chain(payload.get(HEADER.len()..)?) } else { None }
         })?;
+        let sets = self.0.dump(&Request::new(GET_SET, 0, &HEADER).with_text(SET_TABLE, name), |payload| {
+            if ours(payload, SET_TABLE) { parse_set(payload.get(HEADER.len()..)?) } else { None }
+        })?;
         let mut counts = Vec::new();
         let rules = Request::new(GET_RULE, 0, &HEADER).with_text(RULE_TABLE, name);
         for rule in self.0.dump(&rules, |payload| {
@@ -135,7 +153,7 @@ impl Nftables {
                 chain.rules.push(rule.steps);
             }
         }
-        Ok(Some(Standing { table: Table { name, chains }, counts }))
+        Ok(Some(Standing { table: Table { name, sets, chains }, counts }))
     }
 
     fn commit(&mut self, requests: Vec<Request>) -> Result<(), KernelError> {
@@ -168,6 +186,35 @@ fn rule_request(table: &str, chain: &str, steps: &[Step]) -> Request {
         .with_nested(RULE_EXPRESSIONS, |list| {
             steps.iter().fold(list, |list, step| list.with_nested(LIST_ELEMENT, |e| step.write(e)))
         })
+}
+
+fn set_request(table: &str, set: &Set, id: u32) -> Request {
+    Request::new(NEW_SET, FLAG_CREATE, &HEADER)
+        .with_text(SET_TABLE, table)
+        .with_text(SET_NAME, &set.name)
+        .with(SET_FLAGS, &SET_REMEMBERS.to_be_bytes())
+        .with(SET_KEY_TYPE, &set.kind.to_be_bytes())
+        .with(SET_KEY_LENGTH, &set.length.to_be_bytes())
+        .with_nested(SET_DESCRIPTION, |nest| nest.with(DESCRIPTION_SIZE, &set.size.to_be_bytes()))
+        .with(SET_ID, &id.to_be_bytes())
+        .with(SET_TIMEOUT, &set.lifetime.to_be_bytes())
+}
+
+/// One of another kind than warren's shows as one that remembers nothing, which equals none of warren's.
+fn parse_set(attributes: &[u8]) -> Option<Set> {
+    let attributes = Attributes(attributes);
+    let lifetime = attributes.find(SET_TIMEOUT).and_then(|raw| raw.try_into().ok()).map_or(0, u64::from_be_bytes);
+    let ours = attributes.big_endian(SET_FLAGS) == Some(SET_REMEMBERS);
+    Some(Set {
+        name: attributes.text(SET_NAME)?.to_owned(),
+        kind: attributes.big_endian(SET_KEY_TYPE)?,
+        length: attributes.big_endian(SET_KEY_LENGTH)?,
+        size: attributes
+            .find(SET_DESCRIPTION)
+            .and_then(|description| Attributes(description).big_endian(DESCRIPTION_SIZE))
+            .unwrap_or(0),
+        lifetime: if ours { lifetime } else { 0 },
+    })
 }
 
 fn parse_chain(attributes: &[u8]) -> Option<Chain> {
@@ -207,9 +254,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_rules_and_chains_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_rules_chains_and_sets_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_rule(&bytes);
             let _ = parse_chain(&bytes);
+            let _ = parse_set(&bytes);
         }
     }
 }

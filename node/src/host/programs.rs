@@ -34,6 +34,7 @@ const SKB_LOAD_BYTES: i32 = 26;
 const GET_SOCKET_UID: i32 = 47;
 const BIND: i32 = 64;
 const SKB_ANCESTOR_CGROUP_ID: i32 = 83;
+const GET_NETNS_COOKIE: i32 = 122;
 
 // Operations (linux/bpf_common.h, linux/bpf.h).
 const LOAD_WORD: u8 = 0x61;
@@ -48,6 +49,7 @@ const ADD: u8 = 0x07;
 const AND_WORD: u8 = 0x54;
 const JUMP: u8 = 0x05;
 const JUMP_UNLESS_WORD: u8 = 0x56;
+const JUMP_IF_SAME: u8 = 0x1d;
 const JUMP_UNLESS_SAME: u8 = 0x5d;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
@@ -256,7 +258,14 @@ pub(super) fn needs_user(party: &Party, parties: &[Party]) -> bool {
 /// Has every socket of the host refuse what is for an instance that it does not belong to, for those instances where that takes a
 /// look at the user, while the descriptor is open. `root` is the hierarchy's.
 pub(super) fn judge_receivers(root: BorrowedFd<'_>, parties: &[Party]) -> io::Result<OwnedFd> {
-    bpf::attach(INGRESS, &receivers(parties), root)
+    let everywhere = || bpf::attach(INGRESS, &receivers(parties, None), root);
+    // The hierarchy is the whole machine's, containers' network namespaces included. A kernel before 6.15 does not tell a program
+    // which one it is in: then the addresses are these instances' everywhere.
+    let Ok(cookie) = bpf::namespace_cookie() else { return everywhere() };
+    bpf::attach(INGRESS, &receivers(parties, Some(cookie)), root).or_else(|error| match error.raw_os_error() {
+        Some(libc::EINVAL | libc::EACCES) => everywhere(),
+        _ => Err(error),
+    })
 }
 
 const IPV4: u16 = 0x0800;
@@ -265,9 +274,18 @@ const TCP: u32 = 6;
 const LOAD_BYTE: u8 = 0x71;
 const TCP_RST: u32 = 0x04;
 
-fn receivers(parties: &[Party]) -> Vec<Instruction> {
+/// In the network namespace with this cookie, where there is one.
+fn receivers(parties: &[Party], namespace: Option<u64>) -> Vec<Instruction> {
     let mut program = Writer::default();
     program.put(COPY, 6, 1, 0, 0);
+    if let Some(cookie) = namespace {
+        let here = program.label();
+        program.call(GET_NETNS_COOKIE);
+        program.constant(1, cookie);
+        program.jump(JUMP_IF_SAME, 0, 1, 0, here);
+        program.end(1);
+        program.land(here);
+    }
     for party in parties.iter().filter(|party| needs_user(party, parties)) {
         for address in party.addresses.iter() {
             let next = program.label();
@@ -332,6 +350,12 @@ impl Writer {
         self.land(none);
     }
 
+    /// A constant of 64 bits, which takes two instructions.
+    fn constant(&mut self, register: u8, value: u64) {
+        self.put(LOAD_CONSTANT, register, 0, 0, value as u32);
+        self.put(0, 0, 0, 0, (value >> 32) as u32);
+    }
+
     /// Goes on if the socket that would take the packet fits.
     fn expect_socket(&mut self, condition: &Condition, otherwise: Label) {
         if let Some(user) = condition.user {
@@ -343,9 +367,7 @@ impl Writer {
             self.put(COPY, 1, 6, 0, 0);
             self.put(SET, 2, 0, 0, place.level);
             self.call(SKB_ANCESTOR_CGROUP_ID);
-            // A constant of 64 bits takes two instructions.
-            self.put(LOAD_CONSTANT, 1, 0, 0, place.id as u32);
-            self.put(0, 0, 0, 0, (place.id >> 32) as u32);
+            self.constant(1, place.id);
             self.jump(JUMP_UNLESS_SAME, 0, 1, 0, otherwise);
         }
     }

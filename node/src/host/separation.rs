@@ -12,7 +12,7 @@ use warren_proto::overlay::OverlayAddresses;
 
 use super::cgroups::Place;
 use super::nftables::{
-    Chain, FAMILY_V4, FAMILY_V6, Header, LOOPBACK, Meta, Operation, PRIORITY_AFTER_NAT, Step, Table, Verdict,
+    Chain, FAMILY_V4, FAMILY_V6, Header, LOOPBACK, Meta, Operation, PRIORITY_AFTER_NAT, Set, Step, Table, Verdict,
 };
 use super::{Allows, LocalOpening, programs};
 
@@ -32,6 +32,13 @@ const ACK: u8 = 0x10;
 /// Hooks of netfilter.
 const LOCAL_IN: u32 = 1;
 const LOCAL_OUT: u32 = 3;
+
+/// How long an instance waits for an answer over UDP, in milliseconds: what RFC 4787, REQ-5, asks of a translation of addresses.
+const ANSWER_WITHIN: u64 = 120_000;
+/// The most that one instance can wait for, of each family: some 1000 new questions each second. One that asks more harms itself.
+const MOST_ASKED: u32 = 1 << 17;
+/// What the offset of a fragment takes of its field (RFC 8200, section 4.5).
+const FRAGMENT_OFFSET: u16 = 0xfff8;
 
 const REFUSED: &str = "refused";
 const CLOSED: &str = "closed";
@@ -90,7 +97,9 @@ pub(super) fn table(parties: &[Party], openings: &[LocalOpening], by_program: bo
             .map(|(number, version)| rule([family(number), vec![decide(Verdict::Jump(format!("{way}-{version}")))]]));
         chains.push(Chain::new(way, Some((hook, PRIORITY_AFTER_NAT)), versions.to_vec()));
     }
-    Table { name: SEPARATION_TABLE, chains }
+    let asking = parties.iter().enumerate().filter(|(number, _)| asks_over_udp(*number, openings));
+    let sets = asking.flat_map(|(number, party)| party.addresses.iter().map(move |own| set(number, own.is_ipv4())));
+    Table { name: SEPARATION_TABLE, sets: sets.collect(), chains }
 }
 
 /// The number of the instance that the chain counts refusals of.
@@ -108,6 +117,44 @@ fn near(number: usize) -> String {
 
 fn to(number: usize) -> String {
     format!("to-{number}")
+}
+
+/// Whether the instance may ask another one of this host over UDP.
+fn asks_over_udp(number: usize, openings: &[LocalOpening]) -> bool {
+    openings.iter().any(|opening| opening.from == number && matches!(opening.allows, Allows::Udp(_)))
+}
+
+/// The set of what the instance asked over UDP, at which port and from which.
+fn asked(number: usize, v4: bool) -> String {
+    format!("asked-{number}-{}", if v4 { "v4" } else { "v6" })
+}
+
+fn set(number: usize, v4: bool) -> Set {
+    // TYPE_IPADDR or TYPE_IP6ADDR, and twice TYPE_INET_SERVICE.
+    let (address, length) = if v4 { (7, 4) } else { (8, 16) };
+    let kind = address << 12 | 13 << 6 | 13;
+    Set { name: asked(number, v4), kind, length: length + 4 + 4, size: MOST_ASKED, lifetime: ANSWER_WITHIN }
+}
+
+/// Loads what was asked, at which port and from which, of a datagram that asks or answers.
+fn exchange(v4: bool, asks: bool) -> Vec<Step> {
+    // Numbers of registers: of 16 bytes up to 4, of 4 bytes from 8.
+    let (length, registers) = if v4 { (4, [9, 10]) } else { (16, [2, 13]) };
+    let offset = match (asks, v4) {
+        (true, true) => 16,
+        (true, false) => 24,
+        (false, true) => 12,
+        (false, false) => 8,
+    };
+    let ports = registers.into_iter().zip(if asks { [2, 0] } else { [0, 2] });
+    let address = Step::LoadHeader { base: Header::Network as u32, offset, length };
+    let ports = ports.map(|(register, offset)| Step::LoadBeside {
+        register,
+        base: Header::Transport as u32,
+        offset,
+        length: 2,
+    });
+    std::iter::once(address).chain(ports).collect()
 }
 
 /// Leads what fits another instance's condition to `end`, and counts it: it is not the rest's.
@@ -145,6 +192,8 @@ fn leaving(party: &Party, parties: &[Party]) -> Vec<Rule> {
 fn arriving(number: usize, party: &Party, parties: &[Party], by_program: bool) -> Vec<Rule> {
     let accept = || vec![decide(Verdict::Accept)];
     let mut rules = vec![
+        // IPv6 is put together later than here. The first fragment bears the ports, is judged, and without it these are nothing.
+        rule([family(FAMILY_V6), later_fragment(), accept()]),
         rule([compare(Step::LoadMeta(Meta::InDevice as u32), &LOOPBACK.to_ne_bytes()), jump(near(number))]),
         rule([tcp_flags(RST, RST), accept()]),
         rule([protocol(ICMP), accept()]),
@@ -195,15 +244,25 @@ fn coming_near(number: usize, party: &Party, parties: &[Party], openings: &[Loca
                         rules.push(rule([whence(), answer, port(false, first, last), back()]));
                     }
                 }
-                (Allows::Udp(_), asks) => {
-                    rules.push(rule([whence(), protocol(UDP), port(!asks, first, last), back()]));
+                (Allows::Udp(_), false) => {
+                    let remember = vec![Step::Remember(asked(other, source.is_ipv4()))];
+                    let question = rule([exchange(source.is_ipv4(), true), remember]);
+                    rules.push(rule([whence(), protocol(UDP), port(true, first, last), question, back()]));
                 }
+                (Allows::Udp(_), true) => {}
                 (Allows::Echo, false) => {
                     let kind = if source.is_ipv4() { (ICMP, ECHO_REQUEST) } else { (ICMP_V6, ECHO_REQUEST_V6) };
                     rules.push(rule([whence(), icmp(kind.0, kind.1, Operation::Equal), back()]));
                 }
                 (Allows::Echo, true) => {}
             }
+        }
+    }
+    // A datagram from another instance is an answer to what this one asked not long ago, or it is nothing.
+    if asks_over_udp(number, openings) {
+        for own in party.addresses.iter() {
+            let answer = vec![Step::Holds(asked(number, own.is_ipv4()))];
+            rules.push(rule([family_of(own), protocol(UDP), exchange(own.is_ipv4(), false), answer, back()]));
         }
     }
     // Answers and errors: of what was let through, and of the kernel.
@@ -261,6 +320,15 @@ fn is_address(address: IpAddr, destination: bool) -> Vec<Step> {
         IpAddr::V6(address) => (if destination { 24 } else { 8 }, address.octets().to_vec()),
     };
     compare(Step::LoadHeader { base: Header::Network as u32, offset, length: value.len() as u32 }, &value)
+}
+
+/// The packet is a fragment of IPv6, and not the first one.
+fn later_fragment() -> Vec<Step> {
+    vec![
+        Step::LoadFragment,
+        Step::Mask(FRAGMENT_OFFSET.to_be_bytes().to_vec()),
+        Step::Compare { operation: Operation::Differs as u32, value: vec![0; 2] },
+    ]
 }
 
 /// The packet is TCP, and of the flags in `among` those in `set` are set.

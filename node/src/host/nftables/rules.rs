@@ -33,6 +33,28 @@ const BITWISE_XOR: u16 = 5;
 const COMPARE_SOURCE: u16 = 1;
 const COMPARE_OPERATION: u16 = 2;
 const COMPARE_DATA: u16 = 3;
+const LOOKUP_SET: u16 = 1;
+const LOOKUP_SOURCE: u16 = 2;
+const LOOKUP_FLAGS: u16 = 5;
+const DYNSET_SET: u16 = 1;
+const DYNSET_OPERATION: u16 = 3;
+const DYNSET_KEY: u16 = 4;
+/// `NFT_DYNSET_OP_UPDATE`: adds, or begins the time anew.
+const DYNSET_UPDATE: u32 = 1;
+const EXTENSION_DESTINATION: u16 = 1;
+const EXTENSION_TYPE: u16 = 2;
+const EXTENSION_OFFSET: u16 = 3;
+const EXTENSION_LENGTH: u16 = 4;
+const EXTENSION_OPERATION: u16 = 6;
+/// `NFT_EXTHDR_OP_IPV6`.
+const EXTENSION_V6: u32 = 0;
+const FRAGMENT: u8 = 44;
+const FIB_DESTINATION: u16 = 1;
+const FIB_RESULT: u16 = 2;
+const FIB_FLAGS: u16 = 3;
+/// `NFT_FIB_RESULT_ADDRTYPE` and `NFTA_FIB_F_SADDR`.
+const FIB_ADDRESS_TYPE: u32 = 3;
+const FIB_OF_SOURCE: u32 = 1;
 const COUNTER_PACKETS: u16 = 2;
 const REJECT_TYPE: u16 = 1;
 const REJECT_CODE: u16 = 2;
@@ -93,6 +115,22 @@ pub(in super::super) enum Step {
         offset: u32,
         length: u32,
     },
+    /// The same, into another place than the one that is compared: what a set is asked for stands side by side, each part
+    /// rounded up to four bytes.
+    LoadBeside {
+        register: u32,
+        base: u32,
+        offset: u32,
+        length: u32,
+    },
+    /// Where in the whole a fragment of IPv6 begins, in bytes but for the lowest three bits; there is none for what is no fragment.
+    LoadFragment,
+    /// What the packet's source is to this host (`RTN_…`, linux/rtnetlink.h).
+    LoadSourceType,
+    /// Succeeds where the set of that name holds what is loaded.
+    Holds(String),
+    /// Puts what is loaded into the set of that name for the set's time, or has that time begin anew; fails where the set is full.
+    Remember(String),
     /// The id of the packet's socket's cgroup, or of the one above it at this depth. There is none for what is less than a
     /// socket: a connection half open, or in TIME_WAIT.
     LoadCgroup {
@@ -111,6 +149,20 @@ pub(in super::super) enum Step {
     /// Answers that the port is closed.
     Closed,
     Verdict(Verdict),
+}
+
+/// What rules remember of packets, each for some time, and ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct Set {
+    pub(in super::super) name: String,
+    /// What `nft` shows its elements as: six bits for each part.
+    pub(in super::super) kind: u32,
+    /// Bytes of an element, each part rounded up to four.
+    pub(in super::super) length: u32,
+    /// The most that it holds.
+    pub(in super::super) size: u32,
+    /// How long it remembers, in milliseconds.
+    pub(in super::super) lifetime: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +215,30 @@ impl Step {
                     .with(PAYLOAD_BASE, &base.to_be_bytes())
                     .with(PAYLOAD_OFFSET, &offset.to_be_bytes())
                     .with(PAYLOAD_LENGTH, &length.to_be_bytes())
+            }),
+            Self::LoadBeside { register, base, offset, length } => named("payload", &|data| {
+                data.with(PAYLOAD_DESTINATION, &register.to_be_bytes())
+                    .with(PAYLOAD_BASE, &base.to_be_bytes())
+                    .with(PAYLOAD_OFFSET, &offset.to_be_bytes())
+                    .with(PAYLOAD_LENGTH, &length.to_be_bytes())
+            }),
+            Self::LoadFragment => named("exthdr", &|data| {
+                data.with(EXTENSION_DESTINATION, &register)
+                    .with(EXTENSION_TYPE, &[FRAGMENT])
+                    .with(EXTENSION_OFFSET, &2_u32.to_be_bytes())
+                    .with(EXTENSION_LENGTH, &2_u32.to_be_bytes())
+                    .with(EXTENSION_OPERATION, &EXTENSION_V6.to_be_bytes())
+            }),
+            Self::LoadSourceType => named("fib", &|data| {
+                data.with(FIB_DESTINATION, &register)
+                    .with(FIB_RESULT, &FIB_ADDRESS_TYPE.to_be_bytes())
+                    .with(FIB_FLAGS, &FIB_OF_SOURCE.to_be_bytes())
+            }),
+            Self::Holds(set) => named("lookup", &|data| data.with_text(LOOKUP_SET, set).with(LOOKUP_SOURCE, &register)),
+            Self::Remember(set) => named("dynset", &|data| {
+                data.with_text(DYNSET_SET, set)
+                    .with(DYNSET_OPERATION, &DYNSET_UPDATE.to_be_bytes())
+                    .with(DYNSET_KEY, &register)
             }),
             Self::LoadCgroup { level } => named("socket", &|data| {
                 data.with(SOCKET_DESTINATION, &register)
@@ -217,6 +293,33 @@ impl Step {
                 offset: data.big_endian(PAYLOAD_OFFSET)?,
                 length: data.big_endian(PAYLOAD_LENGTH)?,
             }),
+            "payload" => Some(Self::LoadBeside {
+                register: data.big_endian(PAYLOAD_DESTINATION)?,
+                base: data.big_endian(PAYLOAD_BASE)?,
+                offset: data.big_endian(PAYLOAD_OFFSET)?,
+                length: data.big_endian(PAYLOAD_LENGTH)?,
+            }),
+            "exthdr"
+                if on(EXTENSION_DESTINATION, REGISTER)
+                    && data.find(EXTENSION_TYPE) == Some(&[FRAGMENT])
+                    && (on(EXTENSION_OFFSET, 2) && on(EXTENSION_LENGTH, 2))
+                    && on(EXTENSION_OPERATION, EXTENSION_V6) =>
+            {
+                Some(Self::LoadFragment)
+            }
+            "fib"
+                if on(FIB_DESTINATION, REGISTER)
+                    && on(FIB_RESULT, FIB_ADDRESS_TYPE)
+                    && on(FIB_FLAGS, FIB_OF_SOURCE) =>
+            {
+                Some(Self::LoadSourceType)
+            }
+            "lookup" if on(LOOKUP_SOURCE, REGISTER) && data.big_endian(LOOKUP_FLAGS).is_none_or(|flags| flags == 0) => {
+                Some(Self::Holds(data.text(LOOKUP_SET)?.to_owned()))
+            }
+            "dynset" if on(DYNSET_KEY, REGISTER) && on(DYNSET_OPERATION, DYNSET_UPDATE) => {
+                Some(Self::Remember(data.text(DYNSET_SET)?.to_owned()))
+            }
             "bitwise" if on(BITWISE_SOURCE, REGISTER) && on(BITWISE_DESTINATION, REGISTER) => {
                 let unchanged = value(BITWISE_XOR)?.iter().all(|byte| *byte == 0);
                 unchanged.then_some(Self::Mask(value(BITWISE_MASK)?.to_vec()))
