@@ -18,6 +18,12 @@ pub struct Cgroup {
     directory: PathBuf,
 }
 
+/// Whether the tests see the hierarchy.
+#[must_use]
+pub fn is_mounted() -> bool {
+    Path::new(MOUNT).join("cgroup.procs").exists()
+}
+
 /// A path below the root that no other test uses, with this last part.
 #[must_use]
 pub fn fresh_path(name: &str) -> String {
@@ -29,7 +35,7 @@ impl Cgroup {
     /// Makes it, with what is above it; `None` where that is not allowed.
     pub fn make(path: &str) -> Result<Option<Self>> {
         let directory = Path::new(MOUNT).join(path.trim_start_matches('/'));
-        if !Path::new(MOUNT).join("cgroup.procs").exists() {
+        if !is_mounted() {
             return Ok(None);
         }
         match fs::create_dir_all(&directory) {

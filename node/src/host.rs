@@ -21,7 +21,7 @@ mod separation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,10 +29,9 @@ use warren_proto::overlay::{Overlay, OverlayAddresses};
 
 use crate::selectors::Members;
 use addressing::{Addressing, Prefix, Route, SeenRoute, Towards};
-use apart::Sources;
+use apart::{Receivers, Sources};
 use cgroups::Cgroups;
 use nftables::{Nftables, Table};
-use separation::Party;
 
 pub use guard::GUARD_TABLE;
 pub use keeper::{HostEvent, Keeper, Refused};
@@ -142,11 +141,8 @@ pub enum HostError {
     )]
     NoNftables(KernelError),
     /// The kernel cannot tell whose a socket is.
-    #[error(
-        "the kernel refuses to keep this host's instances apart ({0}); that takes nf_tables with `socket` and `reject` \
-         (modprobe nft_socket nft_reject_inet) and cgroup version 2, kernel 5.13 or newer; or leave one instance on this host"
-    )]
-    NoSeparation(KernelError),
+    #[error("this host's instances cannot be kept apart: {0}; or leave one instance on this host")]
+    NoSeparation(String),
     /// Another node runs in this network namespace.
     #[error(
         "another warren node runs in this network namespace, and a namespace holds one; see `warren status`, stop it \
@@ -215,7 +211,7 @@ pub struct Host {
     /// The programs that choose a source, by the cgroup that they are in.
     sources: BTreeMap<u64, Sources>,
     /// The program that looks at receivers, and for whom.
-    receivers: Option<(Vec<Party>, OwnedFd)>,
+    receivers: Option<Receivers>,
     /// What was noted already.
     noted: BTreeSet<String>,
 }

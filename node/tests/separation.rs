@@ -26,7 +26,9 @@ use warren_netns_tests::lab::Lab;
 use warren_netns_tests::processes::eventually;
 use warren_node::data_plane::offload::{Offloads, Switches};
 use warren_node::data_plane::tun::{self, Tun};
-use warren_node::host::{Allows, Desired, Host, HostEvent, HostInstance, Keeper, LocalOpening, SEPARATION_TABLE};
+use warren_node::host::{
+    Allows, Desired, Host, HostError, HostEvent, HostInstance, Keeper, LocalOpening, SEPARATION_TABLE,
+};
 use warren_node::selectors::{CgroupTie, Members, Tie};
 use warren_proto::overlay::{Overlay, OverlayAddresses};
 
@@ -60,6 +62,10 @@ fn main() -> Result<()> {
             claim("a_user_is_told_from_another", users),
             claim("a_tie_follows_a_cgroup_that_is_made_anew", a_tie_follows),
             claim("what_somebody_deletes_comes_back", what_somebody_deletes_comes_back),
+            claim("a_program_in_a_cgroup_not_seen_yet_is_nobody", not_seen_yet),
+            claim("what_cannot_be_told_apart_is_refused_by_name", refused_by_name),
+            claim("what_fails_leaves_receivers_judged", what_fails_leaves_receivers_judged),
+            claim("the_most_instances_with_many_openings_are_kept_apart", the_most_instances),
         ],
     )
     .exit()
@@ -123,6 +129,26 @@ impl World {
         Ok(Self { a, tun, paths, cgroups: Vec::new(), desired, lab })
     }
 
+    /// The same; `None` where nobody sees the cgroups, which is refused by name.
+    fn with_hierarchy() -> Result<Option<Self>> {
+        let world = Self::new()?;
+        if warren_netns_tests::cgroup::is_mounted() {
+            return Ok(Some(world));
+        }
+        let mut host = world.claimed()?;
+        world.refused(&mut host, "not mounted here as a whole")?;
+        let _ = writeln!(std::io::stderr(), "skipped: seeing the cgroups takes real root");
+        Ok(None)
+    }
+
+    /// The instances are not kept, for that reason.
+    fn refused(&self, host: &mut Host, why: &str) -> Result<()> {
+        match host.apply(&self.desired) {
+            Err(HostError::NoSeparation(said)) if said.contains(why) => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    }
+
     /// The same with its cgroups; `None` where nobody may make them.
     fn with_cgroups() -> Result<Option<Self>> {
         let mut world = Self::new()?;
@@ -166,7 +192,7 @@ fn refused(host: &mut Host, number: usize) -> Result<u64> {
 }
 
 fn rules_come_first() -> Result<()> {
-    let world = World::new()?;
+    let Some(world) = World::with_hierarchy()? else { return Ok(()) };
     let mut host = world.claimed()?;
     let made = world.apply(&mut host)?;
     let at =
@@ -195,7 +221,7 @@ fn rules_come_first() -> Result<()> {
 
 fn an_address_of_nobody_is_closed() -> Result<()> {
     // No cgroup is there: web and bank are nobody's.
-    let world = World::new()?;
+    let Some(world) = World::with_hierarchy()? else { return Ok(()) };
     let mut host = world.claimed()?;
     world.apply(&mut host)?;
     let (mut program, mut listener) = (world.agent(REST, "rest")?, world.agent(REST, "listener")?);
@@ -491,6 +517,149 @@ fn another_namespace() -> Result<()> {
     Ok(())
 }
 
+fn not_seen_yet() -> Result<()> {
+    let Some(mut world) = World::with_cgroups()? else { return Ok(()) };
+    for (from, to) in [(BANK, REST), (REST, BANK)] {
+        world.open(from, to, Allows::Tcp(PORT..=PORT));
+        world.open(from, to, Allows::Udp(PORT..=PORT));
+    }
+    let mut host = world.claimed()?;
+    world.apply(&mut host)?;
+    let mut service = world.agent(BANK, "bank")?;
+    services(BANK).into_iter().try_for_each(|at| service.serve(at))?;
+    // The unit starts again, and a unit beside it for the first time; nobody has looked since.
+    world.cgroups.remove(WEB).remove()?;
+    world.cgroups.insert(WEB, Cgroup::make(&world.paths[WEB])?.context("made before")?);
+    let beside = world.paths[WEB].replace("web.service", "beside.service");
+    let beside = Cgroup::make(&beside)?.context("made before")?;
+    let agents = [(&world.cgroups[WEB], "again"), (&beside, "beside")];
+    for (cgroup, name) in agents {
+        let mut program = Agent::start(&world.a.namespace, Some(cgroup), name)?;
+        let before = refused(&mut host, REST)?;
+        for (family, to) in services(BANK).into_iter().enumerate() {
+            for source in [None, Some(addresses_of(REST)[family]), Some(addresses_of(WEB)[family])] {
+                let answers = [program.try_connect(source, to)?, program.try_udp(source, to)?];
+                ensure!(answers == ["refused", "not permitted"], "{name} as {source:?}: {answers:?}");
+            }
+        }
+        // Towards other hosts the route would have it be the rest.
+        for far in addresses_of(usize::from(FAR)) {
+            let answers = [program.try_connect(None, (far, PORT).into())?, program.try_udp(None, (far, PORT).into())?];
+            ensure!(answers == ["refused", "not permitted"], "{name} to {far}: {answers:?}");
+        }
+        ensure!(refused(&mut host, REST)? >= before + 8, "not counted: {:?}", host.refused()?);
+        // And hears nothing.
+        services(REST).into_iter().try_for_each(|at| program.serve(at))?;
+        for (family, to) in services(REST).into_iter().enumerate() {
+            let source = Some(addresses_of(BANK)[family]);
+            ensure!(service.try_connect(source, to)? == "refused", "{name} listens at {to}");
+            service.try_udp(source, to)?;
+        }
+        ensure!(program.heard()? == 0, "{name} hears what is for the rest");
+        program.end()?;
+    }
+    ensure!(service.heard()? == 0, "somebody came through");
+    // Once looked at, one is the unit and the other one of the rest.
+    world.apply(&mut host)?;
+    let mut program = Agent::start(&world.a.namespace, Some(&beside), "beside")?;
+    for (family, to) in services(BANK).into_iter().enumerate() {
+        let own = addresses_of(REST)[family];
+        let answer = program.connect(Some(own), to)?;
+        ensure!(answer == format!("bank sees {own}"), "{answer}");
+    }
+    program.end()?;
+    drop(beside);
+    Ok(())
+}
+
+/// Has this thread lose every capability but that to configure networks.
+fn keep_network_administration_alone() -> Result<()> {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    let alone = CapabilitySet::NET_ADMIN;
+    let sets = CapabilitySets { effective: alone, permitted: alone, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets).context("drop capabilities")
+}
+
+fn tie_by_user(world: &mut World) {
+    for (instance, user) in world.desired.instances.iter_mut().zip(USERS) {
+        instance.members = Members::Ties(vec![Tie { uid: Some(user), cgroup: None }]);
+    }
+}
+
+fn refused_by_name() -> Result<()> {
+    let Some(mut world) = World::with_hierarchy()? else { return Ok(()) };
+    let nowhere = || -> Result<()> {
+        use nix::mount::{MntFlags, umount2};
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).context("unshare the mounts")?;
+        umount2(warren_netns_tests::cgroup::MOUNT, MntFlags::MNT_DETACH).context("unmount the cgroups")
+    };
+    let without = |world: &World| {
+        world.a.namespace.run(|| {
+            nowhere()?;
+            world.refused(&mut Host::claim()?, "--cgroupns host")
+        })
+    };
+    without(&world)?;
+    tie_by_user(&mut world);
+    without(&world)?;
+    world.a.namespace.run(|| {
+        keep_network_administration_alone()?;
+        world.refused(&mut Host::claim()?, "CAP_BPF")
+    })?;
+    drop(world.tun);
+    Ok(())
+}
+
+fn what_fails_leaves_receivers_judged() -> Result<()> {
+    if warren_netns_tests::namespace::is_user_namespace()? {
+        let _ = writeln!(std::io::stderr(), "skipped: being several users takes real root");
+        return Ok(());
+    }
+    let mut world = World::new()?;
+    // By addresses that no other test has, as in `users`.
+    for (instance, number) in world.desired.instances.iter_mut().zip(1..) {
+        instance.addresses = addresses(2 * FAR + number);
+    }
+    tie_by_user(&mut world);
+    world.open(BANK, REST, Allows::Tcp(PORT..=PORT));
+    let mut host = world.claimed()?;
+    world.apply(&mut host)?;
+    world.desired.instances.swap(WEB, BANK);
+    world.a.namespace.run(|| {
+        keep_network_administration_alone()?;
+        world.refused(&mut host, "CAP_BPF")
+    })?;
+    let mut listener = Agent::start_as(&world.a.namespace, None, "listener", USERS[WEB])?;
+    let mut caller = Agent::start_as(&world.a.namespace, None, "caller", USERS[BANK])?;
+    listener.serve((Ipv6Addr::UNSPECIFIED, PORT).into())?;
+    let far = |number: usize| addresses_of(2 * usize::from(FAR) + number);
+    for (own, to) in far(BANK).into_iter().zip(far(REST)) {
+        caller.try_connect(Some(own), (to, PORT).into())?;
+    }
+    ensure!(listener.heard()? == 0, "a foreign listener heard what was for the rest");
+    Ok(())
+}
+
+fn the_most_instances() -> Result<()> {
+    let Some(mut world) = World::with_hierarchy()? else { return Ok(()) };
+    let tied = |number: u8| {
+        let path = format!("/warren-test-none.slice/{number}.service");
+        Members::Ties(vec![Tie { uid: None, cgroup: Some(CgroupTie::Path(path)) }])
+    };
+    world.desired.instances = (1..=64).map(|n| HostInstance { addresses: addresses(n), members: tied(n) }).collect();
+    for from in 0..64 {
+        for to in (0..64).filter(|to| *to != from).take(8) {
+            world.open(from, to, Allows::Tcp(PORT..=PORT));
+        }
+    }
+    let mut host = world.claimed()?;
+    let made = world.apply(&mut host)?;
+    ensure!(made.iter().any(|change| change.contains(SEPARATION_TABLE)), "{made:?}");
+    let again = world.apply(&mut host)?;
+    ensure!(again.is_empty(), "the second time changed {again:?}");
+    Ok(())
+}
+
 fn keep(world: &World) -> Result<(Keeper, mpsc::Receiver<HostEvent>)> {
     let (events, received) = mpsc::channel();
     world.a.namespace.run(|| {
@@ -532,7 +701,7 @@ fn followed(events: &mpsc::Receiver<HostEvent>) -> Result<()> {
 }
 
 fn what_somebody_deletes_comes_back() -> Result<()> {
-    let world = World::new()?;
+    let Some(world) = World::with_hierarchy()? else { return Ok(()) };
     let (keeper, events) = keep(&world)?;
     let mut program = world.agent(REST, "rest")?;
     let (theirs, to) = (Some(addresses_of(WEB)[0]), services(REST)[0]);

@@ -149,6 +149,10 @@ fn lasting(instance: &Value) -> (Value, Value, Value) {
 }
 
 fn live_on() -> Result<()> {
+    if is_user_namespace()? {
+        writeln!(std::io::stderr(), "left out in a user namespace: telling users apart")?;
+        return Ok(());
+    }
     let Hosts { mesh, mut web, bank } = Hosts::new(&[&format!("{REPORTS} uid={USER}")])?;
     let first = instances(&web)?;
     ensure!(first.keys().collect::<Vec<_>>() == [REPORTS, WEB], "{first:#?}");

@@ -1,8 +1,10 @@
 //! Where processes are among the cgroups of version 2: the ids that the kernel compares sockets with, found by path or by unit,
 //! and notice of their coming and going. A cgroup that is made anew has another id, so that a unit that starts again is nobody
-//! until it was looked for again; that its old id comes back is ruled out by the kernel.
+//! until it was looked for again; that its old id comes back is ruled out by the kernel. Those beside the tied ones are known by
+//! their ids too: what was not yet looked at may be anybody, and is not taken for one of the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,12 +17,14 @@ use crate::selectors::CgroupTie;
 
 /// Largest `/proc/self/mountinfo` that is read.
 const MAX_MOUNTS: u64 = 4 << 20;
-/// Most slices that units are looked for in.
-const MAX_SLICES: usize = 1024;
-/// Deepest nesting of slices.
-const MAX_DEPTH: usize = 16;
-/// Deepest cgroup that the kernel can compare with (`NFTA_SOCKET_LEVEL`).
-const MAX_LEVEL: usize = 255;
+/// Most cgroups whose children are looked at.
+const MAX_WATCHED: usize = 1024;
+/// Most cgroups beside the tied ones that are known.
+const MAX_KNOWN: usize = 1 << 16;
+/// What the depth of a look is rounded up to.
+const LEVELS: usize = 4;
+/// Deepest cgroup that is looked for; the kernel can compare with the first 255 (`NFTA_SOCKET_LEVEL`).
+const MAX_DEPTH: usize = 32;
 
 /// One cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,9 +35,28 @@ pub(super) struct Place {
     pub(super) id: u64,
 }
 
+/// The cgroups at one depth, by their ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Level {
+    /// Those whose children are looked at in turn.
+    pub(super) above: BTreeSet<u64>,
+    /// All others: whatever lies below them is like them.
+    pub(super) others: BTreeSet<u64>,
+}
+
+/// What was seen of the hierarchy, in one look at each directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Survey {
+    /// For each tie asked for, the cgroups that are meant at this moment, with their directories.
+    pub(super) meant: Vec<Vec<(Place, PathBuf)>>,
+    /// What there is from depth 1 on, as far down as ties may lead. A process whose cgroup at one of these depths is not here came to
+    /// be in it after the look.
+    pub(super) known: Vec<Level>,
+}
+
 /// The hierarchy, as far as it concerns a tie.
 pub(super) struct Cgroups {
-    /// `None` where none is mounted: nobody is in any cgroup then.
+    /// `None` where none is mounted, or a part of it only.
     root: Option<PathBuf>,
     notices: Option<OwnedFd>,
 }
@@ -42,65 +65,90 @@ impl Cgroups {
     /// Looks where the hierarchy is mounted.
     pub(super) fn open() -> Self {
         let mut mounts = String::new();
-        let read =
-            File::open("/proc/self/mountinfo").and_then(|file| file.take(MAX_MOUNTS).read_to_string(&mut mounts));
+        let read = File::open("/proc/thread-self/mountinfo")
+            .and_then(|file| file.take(MAX_MOUNTS).read_to_string(&mut mounts));
         // One may hide another: the last that shows itself as a root is the one that paths lead to.
-        let shown = |point: &PathBuf| point.join("cgroup.procs").exists();
-        let root = read.ok().and_then(|_| mount_points(&mounts).filter(shown).last());
+        let root = read.ok().and_then(|_| mount_points(&mounts).filter(|point| is_whole(point)).last());
         let notices = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
         Self { root, notices }
     }
 
-    /// Where the hierarchy is mounted.
-    pub(super) fn root(&self) -> Option<&Path> {
-        self.root.as_deref()
+    /// Where the whole hierarchy is mounted, or why nobody's place in it can be told.
+    pub(super) fn root(&self) -> Result<&Path, String> {
+        self.root.as_deref().ok_or_else(|| {
+            "the hierarchy of cgroups version 2 is not mounted here as a whole; mount it (mount -t cgroup2 none /sys/fs/cgroup), and \
+             run warren in the host's cgroup namespace (containers: --cgroupns host)"
+                .to_owned()
+        })
     }
 
-    /// The cgroups that are meant at this moment, with their directories; from now on a change of them is noticed.
-    pub(super) fn find(&self, tie: &CgroupTie) -> Vec<(Place, PathBuf)> {
-        let Some(root) = &self.root else { return Vec::new() };
-        match tie {
-            CgroupTie::Path(path) => {
-                let relative = Path::new(path.trim_start_matches('/'));
-                // What is above it says when it comes, so all that is there of its way is watched first.
-                let mut above = root.clone();
-                self.watch(&above);
-                for part in relative.components() {
-                    above.push(part);
-                    if !self.watch(&above) {
-                        return Vec::new();
-                    }
-                }
-                place(&above, relative.components().count()).into_iter().collect()
+    /// What there is at this moment, as far as it concerns these ties; from now on a change of it is noticed. An error names what
+    /// keeps it from being told.
+    pub(super) fn survey(&self, ties: &[&CgroupTie]) -> Result<Survey, String> {
+        let units = ties.iter().any(|tie| matches!(tie, CgroupTie::Unit(_)));
+        let ways: Vec<(usize, PathBuf)> = ties
+            .iter()
+            .enumerate()
+            .filter_map(|(number, tie)| match tie {
+                CgroupTie::Path(path) => Some((number, PathBuf::from(path.trim_start_matches('/')))),
+                CgroupTie::Unit(_) => None,
+            })
+            .collect();
+        let mut survey = Survey { meant: vec![Vec::new(); ties.len()], known: Vec::new() };
+        let (mut looked_at, mut known) = (0, 0);
+        // Each with its way from the root, and whether units may be in it.
+        let mut left = vec![(self.root()?.to_owned(), PathBuf::new(), units)];
+        while let Some((directory, way, in_slices)) = left.pop() {
+            looked_at += 1;
+            let level = way.components().count() + 1;
+            let too_deep = level > MAX_DEPTH || ways.iter().any(|(_, way)| way.components().count() > MAX_DEPTH);
+            if looked_at > MAX_WATCHED || known > MAX_KNOWN || too_deep {
+                return Err(format!(
+                    "there are more cgroups than can be told apart (up to {MAX_WATCHED} slices, {MAX_KNOWN} cgroups, {MAX_DEPTH} levels); \
+                     tie by uid=, or by cgroup= to a path near the root"
+                ));
             }
-            CgroupTie::Unit(unit) => {
-                let mut slices = vec![(root.clone(), 0)];
-                let (mut looked_at, mut found) = (0, BTreeSet::new());
-                while let Some((slice, level)) = slices.pop() {
-                    looked_at += 1;
-                    self.watch(&slice);
-                    found.extend(place(&slice.join(unit), level + 1));
-                    let below = fs::read_dir(&slice).into_iter().flatten().flatten();
-                    let below = below.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b".slice"));
-                    if level < MAX_DEPTH {
-                        let room = MAX_SLICES.saturating_sub(looked_at + slices.len());
-                        slices.extend(below.map(|entry| (entry.path(), level + 1)).take(room));
+            let place_level = u32::try_from(level).unwrap_or(u32::MAX);
+            // Before it is read: what comes later is noticed.
+            self.watch(&directory);
+            if survey.known.len() < level {
+                survey.known.resize_with(level, Level::default);
+            }
+            for (name, id) in children(&directory) {
+                known += 1;
+                let (child, way) = (directory.join(&name), way.join(&name));
+                let place = Place { level: place_level, id };
+                for (number, tie) in ties.iter().enumerate() {
+                    let meant = match tie {
+                        CgroupTie::Unit(unit) => in_slices && *name == **unit,
+                        CgroupTie::Path(_) => ways.iter().any(|(of, wanted)| *of == number && *wanted == way),
+                    };
+                    if let (true, Some(found)) = (meant, survey.meant.get_mut(number)) {
+                        found.push((place, child.clone()));
                     }
                 }
-                found.into_iter().collect()
+                let slices = in_slices && name.as_encoded_bytes().ends_with(b".slice");
+                let watched = slices || ways.iter().any(|(_, wanted)| wanted.starts_with(&way) && *wanted != way);
+                let Some(here) = survey.known.get_mut(level - 1) else { continue };
+                if watched {
+                    here.above.insert(id);
+                    left.push((child, way, slices));
+                } else {
+                    here.others.insert(id);
+                }
             }
         }
+        // Rules go by the depth: they stay as they are when a slice comes or goes.
+        survey.known.resize_with(survey.known.len().next_multiple_of(LEVELS), Level::default);
+        Ok(survey)
     }
 
-    /// Whether there is a directory to watch.
-    fn watch(&self, directory: &Path) -> bool {
-        let Some(notices) = &self.notices else { return directory.is_dir() };
+    /// Has what comes and goes in the directory noticed.
+    fn watch(&self, directory: &Path) {
+        let Some(notices) = &self.notices else { return };
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::ONLYDIR;
-        match inotify::add_watch(notices, directory, flags) {
-            Ok(_) => true,
-            // Too many watches on this host: what changes is then found at the next look, and is closed until then.
-            Err(_) => directory.is_dir(),
-        }
+        // Gone meanwhile, or too many watches on this host: what changes is then found at the next look, and is closed until then.
+        let _ = inotify::add_watch(notices, directory, flags);
     }
 
     /// What becomes readable when a cgroup has come or gone.
@@ -123,10 +171,20 @@ impl Cgroups {
     }
 }
 
-fn place(directory: &Path, level: usize) -> Option<(Place, PathBuf)> {
-    let metadata = fs::symlink_metadata(directory).ok()?;
-    let level = (1..=MAX_LEVEL).contains(&level).then_some(u32::try_from(level).ok()?)?;
-    metadata.is_dir().then(|| (Place { level, id: metadata.ino() }, directory.to_owned()))
+/// The cgroups right below one, by their names, and their ids; none of one that has gone meanwhile.
+fn children(directory: &Path) -> BTreeMap<OsString, u64> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let directories = entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok()?;
+        metadata.is_dir().then(|| (entry.file_name(), metadata.ino()))
+    });
+    directories.collect()
+}
+
+/// Whether the mount point shows the root of the hierarchy itself. In a cgroup namespace another cgroup passes for it; that one has a
+/// type, as all have but the root.
+fn is_whole(point: &Path) -> bool {
+    point.join("cgroup.procs").exists() && !point.join("cgroup.type").exists()
 }
 
 /// Where the whole hierarchy of version 2 is mounted, beside those of version 1 or alone, by `mountinfo` (proc(5)).
@@ -159,6 +217,68 @@ mod tests {
         assert_eq!(points(both), [Path::new("/sys/fs/cgroup/unified")]);
         let part_of_it = "31 29 0:28 /jobs /mnt rw - cgroup2 cgroup2 rw\n";
         assert!(points(part_of_it).is_empty());
+    }
+
+    fn here(root: &Path) -> Cgroups {
+        Cgroups { root: Some(root.to_owned()), notices: None }
+    }
+
+    #[test]
+    fn the_root_of_a_cgroup_namespace_is_not_taken_for_the_whole() {
+        let directory = tempfile::tempdir().expect("directory");
+        assert!(!is_whole(directory.path()));
+        fs::write(directory.path().join("cgroup.procs"), "").expect("write");
+        assert!(is_whole(directory.path()));
+        fs::write(directory.path().join("cgroup.type"), "domain").expect("write");
+        assert!(!is_whole(directory.path()));
+        let none = Cgroups { root: None, notices: None };
+        assert!(none.survey(&[]).is_err_and(|error| error.contains("--cgroupns host")));
+    }
+
+    #[test]
+    fn a_look_finds_what_is_meant_and_all_that_is_beside_it() {
+        let directory = tempfile::tempdir().expect("directory");
+        let root = directory.path();
+        let ways = [
+            "a.slice/b.slice/web.service/x",
+            "a.slice/other.service",
+            "jobs/web.service",
+            "jobs/one/two",
+            "jobs/one/three",
+        ];
+        ways.iter().for_each(|way| fs::create_dir_all(root.join(way)).expect("make"));
+        let id = |way: &str| fs::metadata(root.join(way)).expect("there").ino();
+        let ids = |ways: &[&str]| ways.iter().map(|way| id(way)).collect::<BTreeSet<_>>();
+        let unit = CgroupTie::Unit("web.service".into());
+        let path = CgroupTie::Path("/jobs/one/two".into());
+        let survey = here(root).survey(&[&unit, &path]).expect("a look");
+        let places: Vec<Vec<_>> =
+            survey.meant.iter().map(|meant| meant.iter().map(|(place, _)| (place.level, place.id)).collect()).collect();
+        // Only slices are above a unit of the system manager.
+        assert_eq!(places, [[(3, id("a.slice/b.slice/web.service"))], [(3, id("jobs/one/two"))]]);
+        let levels = [
+            Level { above: ids(&["a.slice", "jobs"]), others: BTreeSet::new() },
+            Level {
+                above: ids(&["a.slice/b.slice", "jobs/one"]),
+                others: ids(&["a.slice/other.service", "jobs/web.service"]),
+            },
+            Level {
+                above: BTreeSet::new(),
+                others: ids(&["a.slice/b.slice/web.service", "jobs/one/two", "jobs/one/three"]),
+            },
+        ];
+        assert_eq!(survey.known[..3], levels);
+        assert_eq!(survey.known[3..], [Level::default()]);
+    }
+
+    #[test]
+    fn what_is_too_deep_is_refused_and_not_passed_over() {
+        let directory = tempfile::tempdir().expect("directory");
+        let deep: PathBuf = (0..=MAX_DEPTH).map(|_| "s.slice").collect();
+        fs::create_dir_all(directory.path().join(&deep)).expect("make");
+        for tie in [CgroupTie::Unit("web.service".into()), CgroupTie::Path(format!("/{}/web", deep.display()))] {
+            assert!(here(directory.path()).survey(&[&tie]).is_err_and(|error| error.contains("levels")), "{tie:?}");
+        }
     }
 
     proptest! {

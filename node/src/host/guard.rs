@@ -59,7 +59,7 @@ pub(super) fn table(prefixes: &[Prefix], device: u32) -> Table {
         chain("sent", 3, PRIORITY, sent),
         chain("leaving", 4, PRIORITY_LAST, drop(leaves, true).collect()),
     ];
-    Table { name: GUARD_TABLE, sets: Vec::new(), chains }
+    Table { name: GUARD_TABLE, sets: Vec::new(), ids: Vec::new(), chains }
 }
 
 /// The packet's source or destination lies in the prefix.

@@ -6,11 +6,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt;
 
 const HEADER: usize = 16;
 const ALIGNMENT: usize = 4;
 /// Larger than any message the kernel puts into one datagram of a dump (it uses at most 32 KiB).
 const RECEIVE_BUFFER: usize = 64 * 1024;
+/// What the kernel takes of a send buffer beside the datagram itself.
+const OVERHEAD: usize = 4096;
 /// A dump is repeated when the kernel says that its subject changed meanwhile.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -261,6 +264,25 @@ impl Channel {
         Ok(())
     }
 
+    /// Has the kernel take a datagram of this size: a transaction is one, however long.
+    fn make_room(&self, size: usize) -> Result<(), KernelError> {
+        let room = size.saturating_add(OVERHEAD);
+        let taken = || sockopt::socket_send_buffer_size(&self.socket).unwrap_or(0);
+        if taken() >= room {
+            return Ok(());
+        }
+        // Beyond the system's limit only a process that is privileged on the host itself may go.
+        let _ = sockopt::set_socket_send_buffer_size_force(&self.socket, room)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(&self.socket, room));
+        if taken() >= room {
+            return Ok(());
+        }
+        let text = format!(
+            "the rules take {size} bytes; allow more with sysctl net.core.wmem_max={room}, or have less instances"
+        );
+        Err(KernelError { errno: libc::EMSGSIZE, request: 0, text })
+    }
+
     /// Sends one request and waits for its acknowledgement.
     pub(super) fn call(&mut self, request: Request) -> Result<(), KernelError> {
         self.sequence = self.sequence.wrapping_add(1);
@@ -345,6 +367,7 @@ impl Channel {
         }
         self.sequence = sequence.wrapping_add(1);
         bytes.extend(end.seal(0, self.sequence));
+        self.make_room(bytes.len())?;
         self.send(&bytes)?;
         // Refusals come in the order of the requests, before the one acknowledgement that was asked for.
         loop {

@@ -1,12 +1,14 @@
 //! nftables tables written and read back as nfnetlink messages (linux/netfilter/nf_tables.h): a table stands or falls in one
 //! transaction, and what stands is compared rule by rule with what is wanted.
 
+mod ids;
 mod rules;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::netlink::{Attributes, Channel, FLAG_APPEND, FLAG_CREATE, FLAG_EXCLUSIVE, KernelError, Request};
 
+pub(super) use ids::Ids;
 use rules::{ACCEPT, POLICY_DROP};
 pub(super) use rules::{Chain, Header, Meta, Operation, Set, Step, Verdict};
 
@@ -69,6 +71,8 @@ pub(super) const PRIORITY_AFTER_NAT: i32 = -90;
 pub(super) struct Table {
     pub(super) name: &'static str,
     pub(super) sets: Vec<Set>,
+    /// By name.
+    pub(super) ids: Vec<Ids>,
     pub(super) chains: Vec<Chain>,
 }
 
@@ -77,6 +81,14 @@ pub(super) struct Table {
 pub(super) struct Standing {
     pub(super) table: Table,
     pub(super) counts: Vec<(String, u64)>,
+}
+
+impl Table {
+    /// Whether the two differ in nothing but the ids in their sets.
+    pub(super) fn is_but_for_ids(&self, other: &Self) -> bool {
+        let names = |table: &Self| table.ids.iter().map(|set| set.name.clone()).collect::<Vec<_>>();
+        names(self) == names(other) && *self == Self { ids: self.ids.clone(), ..other.clone() }
+    }
 }
 
 /// The nftables of the namespace of the thread that opened it.
@@ -103,12 +115,18 @@ impl Nftables {
             .map(|(kind, flags)| table(wanted.name, kind, flags))
             .to_vec();
         requests.extend(wanted.sets.iter().zip(1..).map(|(set, id)| set_request(wanted.name, set, id)));
+        requests.extend(ids::requests(wanted.name, &wanted.ids));
         requests.extend(wanted.chains.iter().map(|chain| chain_request(wanted.name, chain)));
         // Sets and chains first: rules ask the ones, and lead from one to another of the others.
         for chain in &wanted.chains {
             requests.extend(chain.rules.iter().map(|steps| rule_request(wanted.name, &chain.name, steps)));
         }
         self.commit(requests)
+    }
+
+    /// Makes `wanted` of a table that stands and differs in nothing but the ids in its sets, in one transaction.
+    pub(super) fn exchange_ids(&mut self, standing: &Table, wanted: &Table) -> Result<(), KernelError> {
+        self.commit(ids::differences(wanted.name, &standing.ids, &wanted.ids))
     }
 
     /// Removes the table of that name; whether it was there.
@@ -153,7 +171,8 @@ impl Nftables {
                 chain.rules.push(rule.steps);
             }
         }
-        Ok(Some(Standing { table: Table { name, sets, chains }, counts }))
+        let ids = ids::read(self, name)?;
+        Ok(Some(Standing { table: Table { name, sets, ids, chains }, counts }))
     }
 
     fn commit(&mut self, requests: Vec<Request>) -> Result<(), KernelError> {
@@ -204,7 +223,12 @@ fn set_request(table: &str, set: &Set, id: u32) -> Request {
 fn parse_set(attributes: &[u8]) -> Option<Set> {
     let attributes = Attributes(attributes);
     let lifetime = attributes.find(SET_TIMEOUT).and_then(|raw| raw.try_into().ok()).map_or(0, u64::from_be_bytes);
-    let ours = attributes.big_endian(SET_FLAGS) == Some(SET_REMEMBERS);
+    let flags = attributes.big_endian(SET_FLAGS).unwrap_or(0);
+    if flags == 0 {
+        // One of ids, which is read with them.
+        return None;
+    }
+    let ours = flags == SET_REMEMBERS;
     Some(Set {
         name: attributes.text(SET_NAME)?.to_owned(),
         kind: attributes.big_endian(SET_KEY_TYPE)?,
@@ -258,6 +282,7 @@ mod tests {
             let _ = parse_rule(&bytes);
             let _ = parse_chain(&bytes);
             let _ = parse_set(&bytes);
+            let _ = ids::parse(&bytes);
         }
     }
 }

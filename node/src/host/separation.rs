@@ -10,9 +10,9 @@ use std::net::IpAddr;
 
 use warren_proto::overlay::OverlayAddresses;
 
-use super::cgroups::Place;
+use super::cgroups::{Level, Place};
 use super::nftables::{
-    Chain, FAMILY_V4, FAMILY_V6, Header, LOOPBACK, Meta, Operation, PRIORITY_AFTER_NAT, Set, Step, Table, Verdict,
+    Chain, FAMILY_V4, FAMILY_V6, Header, Ids, LOOPBACK, Meta, Operation, PRIORITY_AFTER_NAT, Set, Step, Table, Verdict,
 };
 use super::{Allows, LocalOpening, programs};
 
@@ -53,7 +53,7 @@ pub(super) struct Condition {
 /// Whose an instance's addresses are at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Owner {
-    /// Whoever fits none of the others' conditions.
+    /// Whoever fits none of the others' conditions, and is in a cgroup that was looked at.
     Rest,
     /// Whoever fits one of these; with none nobody.
     Any(Vec<Condition>),
@@ -68,9 +68,10 @@ pub(super) struct Party {
 
 type Rule = Vec<Step>;
 
-/// The table for these instances. `by_program` says that a program looks at each socket that receives for an instance whose owner
-/// takes a look at the user ([`super::programs::judge_receivers`]); without one such an instance hears what it asked for, and no more.
-pub(super) fn table(parties: &[Party], openings: &[LocalOpening], by_program: bool) -> Table {
+/// The table for these instances. `known` are the cgroups that were looked at, from depth 1 on; none where nobody is told by them.
+/// A program looks at each socket that receives for an instance whose owner takes a look at the user
+/// ([`super::programs::judge_receivers`]).
+pub(super) fn table(parties: &[Party], openings: &[LocalOpening], known: &[Level]) -> Table {
     let mut chains = vec![
         // A program is told at once: its connection is refused, its datagram not permitted.
         Chain::new(REFUSED, None, vec![rule([protocol(TCP), vec![Step::Reset]]), vec![decide(Verdict::Drop)]]),
@@ -78,9 +79,13 @@ pub(super) fn table(parties: &[Party], openings: &[LocalOpening], by_program: bo
         Chain::new(CLOSED, None, vec![rule([protocol(TCP), vec![Step::Reset]]), vec![Step::Closed]]),
     ];
     for (number, party) in parties.iter().enumerate() {
-        chains.push(Chain::new(from(number), None, leaving(party, parties)));
+        chains.push(Chain::new(from(number), None, leaving(number, party, parties, known)));
         chains.push(Chain::new(near(number), None, coming_near(number, party, parties, openings)));
-        chains.push(Chain::new(to(number), None, arriving(number, party, parties, by_program)));
+        chains.push(Chain::new(to(number), None, arriving(number, party, parties, known)));
+        if party.owner == Owner::Rest && !known.is_empty() {
+            chains.push(Chain::new(stranger(number), None, strangers(REFUSED)));
+            chains.push(Chain::new(unheard(number), None, strangers(CLOSED)));
+        }
     }
     for (v4, version) in [(true, "v4"), (false, "v6")] {
         for (destination, way) in [(false, "sends"), (true, "hears")] {
@@ -99,12 +104,21 @@ pub(super) fn table(parties: &[Party], openings: &[LocalOpening], by_program: bo
     }
     let asking = parties.iter().enumerate().filter(|(number, _)| asks_over_udp(*number, openings));
     let sets = asking.flat_map(|(number, party)| party.addresses.iter().map(move |own| set(number, own.is_ipv4())));
-    Table { name: SEPARATION_TABLE, sets: sets.collect(), chains }
+    let mut ids: Vec<_> = known
+        .iter()
+        .zip(1..)
+        .flat_map(|(level, depth)| {
+            let Level { above: ways, others: ends } = level.clone();
+            [Ids { name: above(depth), ids: ways }, Ids { name: others(depth), ids: ends }]
+        })
+        .collect();
+    ids.sort_by(|a, b| a.name.cmp(&b.name));
+    Table { name: SEPARATION_TABLE, sets: sets.collect(), ids, chains }
 }
 
 /// The number of the instance that the chain counts refusals of.
 pub(super) fn instance_of(chain: &str) -> Option<usize> {
-    ["from-", "near-", "to-"].iter().find_map(|kind| chain.strip_prefix(kind)?.parse().ok())
+    ["from-", "near-", "to-", "stranger-", "unheard-"].iter().find_map(|kind| chain.strip_prefix(kind)?.parse().ok())
 }
 
 fn from(number: usize) -> String {
@@ -157,6 +171,50 @@ fn exchange(v4: bool, asks: bool) -> Vec<Step> {
     std::iter::once(address).chain(ports).collect()
 }
 
+/// Judges what leaves a program in a cgroup that was not looked at yet.
+fn stranger(number: usize) -> String {
+    format!("stranger-{number}")
+}
+
+/// The same for what arrives for one.
+fn unheard(number: usize) -> String {
+    format!("unheard-{number}")
+}
+
+/// The set of cgroups at this depth below which others were looked at.
+fn above(depth: u32) -> String {
+    format!("above-{depth}")
+}
+
+/// The set of the other cgroups at this depth.
+fn others(depth: u32) -> String {
+    format!("others-{depth}")
+}
+
+/// Accepts what is of a cgroup that was looked at, and leads what is of any other to `strange`. Goes on with what is of the root, or
+/// of none.
+fn of_known(known: &[Level], strange: &str) -> Vec<Rule> {
+    let levels = (1..).take(known.len()).flat_map(|level| {
+        let load = Step::LoadCgroup { level };
+        [
+            vec![load.clone(), Step::Holds(others(level)), decide(Verdict::Accept)],
+            vec![load, Step::Lacks(above(level)), decide(Verdict::Goto(strange.to_owned()))],
+        ]
+    });
+    levels.collect()
+}
+
+/// Leads to `end` what a program has open, and what begins anything. What is left ends what a program in a cgroup did that has gone
+/// since.
+fn strangers(end: &str) -> Vec<Rule> {
+    vec![
+        rule([vec![Step::LoadMeta(Meta::User as u32)], count_and_go(end)]),
+        rule([tcp_flags(SYN | ACK, SYN), count_and_go(end)]),
+        rule([protocol(UDP), count_and_go(end)]),
+        vec![decide(Verdict::Accept)],
+    ]
+}
+
 /// Leads what fits another instance's condition to `end`, and counts it: it is not the rest's.
 fn of_others(parties: &[Party], end: &str) -> Vec<Rule> {
     let others = parties.iter().filter_map(|party| match &party.owner {
@@ -167,12 +225,15 @@ fn of_others(parties: &[Party], end: &str) -> Vec<Rule> {
 }
 
 /// What a packet needs whose source is the instance's.
-fn leaving(party: &Party, parties: &[Party]) -> Vec<Rule> {
+fn leaving(number: usize, party: &Party, parties: &[Party], known: &[Level]) -> Vec<Rule> {
     let accept = || vec![decide(Verdict::Accept)];
     // The kernel's own answer for a port that is closed, and ours.
     let mut rules = vec![rule([tcp_flags(RST, RST), accept()])];
     match &party.owner {
-        Owner::Rest => rules.extend(of_others(parties, REFUSED)),
+        Owner::Rest => {
+            rules.extend(of_others(parties, REFUSED));
+            rules.extend(of_known(known, &stranger(number)));
+        }
         Owner::Any(conditions) => {
             rules.extend(conditions.iter().map(|condition| rule([condition.holds(), accept()])));
             // By a listener that was found to be the instance's when the connection was asked for.
@@ -189,7 +250,7 @@ fn leaving(party: &Party, parties: &[Party]) -> Vec<Rule> {
 }
 
 /// What a packet needs that is for the instance.
-fn arriving(number: usize, party: &Party, parties: &[Party], by_program: bool) -> Vec<Rule> {
+fn arriving(number: usize, party: &Party, parties: &[Party], known: &[Level]) -> Vec<Rule> {
     let accept = || vec![decide(Verdict::Accept)];
     let mut rules = vec![
         // IPv6 is put together later than here. The first fragment bears the ports, is judged, and without it these are nothing.
@@ -199,13 +260,17 @@ fn arriving(number: usize, party: &Party, parties: &[Party], by_program: bool) -
         rule([protocol(ICMP), accept()]),
         rule([protocol(ICMP_V6), accept()]),
     ];
-    if by_program && programs::needs_user(party, parties) {
+    if programs::needs_user(party, parties) {
+        if party.owner == Owner::Rest {
+            rules.extend(of_known(known, &unheard(number)));
+        }
         rules.push(accept());
         return rules;
     }
     match &party.owner {
         Owner::Rest => {
             rules.extend(of_others(parties, CLOSED));
+            rules.extend(of_known(known, &unheard(number)));
             rules.push(rule([tcp_flags(SYN | ACK, SYN), vec![Step::LoadSocket], accept()]));
             rules.push(rule([tcp_flags(SYN | ACK, SYN), vec![decide(Verdict::Goto(CLOSED.to_owned()))]]));
             rules.push(accept());

@@ -55,6 +55,8 @@ const FIB_FLAGS: u16 = 3;
 /// `NFT_FIB_RESULT_ADDRTYPE` and `NFTA_FIB_F_SADDR`.
 const FIB_ADDRESS_TYPE: u32 = 3;
 const FIB_OF_SOURCE: u32 = 1;
+/// `NFT_LOOKUP_F_INV`.
+const LOOKUP_INVERTED: u32 = 1;
 const COUNTER_PACKETS: u16 = 2;
 const REJECT_TYPE: u16 = 1;
 const REJECT_CODE: u16 = 2;
@@ -136,6 +138,8 @@ pub(in super::super) enum Step {
     LoadCgroup {
         level: u32,
     },
+    /// Succeeds where the set of that name lacks what is loaded.
+    Lacks(String),
     /// Succeeds where the packet has a whole socket.
     LoadSocket,
     Mask(Vec<u8>),
@@ -260,6 +264,11 @@ impl Step {
                     .with(COMPARE_OPERATION, &operation.to_be_bytes())
                     .with_nested(COMPARE_DATA, |nest| nest.with(DATA_VALUE, value))
             }),
+            Self::Lacks(set) => named("lookup", &|data| {
+                data.with_text(LOOKUP_SET, set)
+                    .with(LOOKUP_SOURCE, &register)
+                    .with(LOOKUP_FLAGS, &LOOKUP_INVERTED.to_be_bytes())
+            }),
             Self::Count => named("counter", &|data| data),
             Self::Reset => named("reject", &|data| data.with(REJECT_TYPE, &REJECT_RESET.to_be_bytes())),
             Self::Closed => named("reject", &|data| {
@@ -314,9 +323,6 @@ impl Step {
             {
                 Some(Self::LoadSourceType)
             }
-            "lookup" if on(LOOKUP_SOURCE, REGISTER) && data.big_endian(LOOKUP_FLAGS).is_none_or(|flags| flags == 0) => {
-                Some(Self::Holds(data.text(LOOKUP_SET)?.to_owned()))
-            }
             "dynset" if on(DYNSET_KEY, REGISTER) && on(DYNSET_OPERATION, DYNSET_UPDATE) => {
                 Some(Self::Remember(data.text(DYNSET_SET)?.to_owned()))
             }
@@ -333,6 +339,14 @@ impl Step {
                 operation: data.big_endian(COMPARE_OPERATION)?,
                 value: value(COMPARE_DATA)?.to_vec(),
             }),
+            "lookup" if on(LOOKUP_SOURCE, REGISTER) => {
+                let set = data.text(LOOKUP_SET)?.to_owned();
+                match data.big_endian(LOOKUP_FLAGS).unwrap_or(0) {
+                    0 => Some(Self::Holds(set)),
+                    LOOKUP_INVERTED => Some(Self::Lacks(set)),
+                    _ => None,
+                }
+            }
             "counter" => Some(Self::Count),
             "immediate" if on(IMMEDIATE_DESTINATION, REGISTER_VERDICT) => {
                 let verdict = Attributes(Attributes(data.find(IMMEDIATE_DATA)?).find(DATA_VERDICT)?);
